@@ -1,0 +1,53 @@
+"""Every bound of the system with its reason, so that no peer can make this process take memory without end.
+
+A limit is checked before the memory it guards is taken.  Values that RocketMQ fixes name their key; where a configuration
+key can change one, the constant here is that key's default.
+"""
+
+FRAME_SIZE_MAX_BYTES = 16 * 1024 * 1024
+"""Largest remoting frame after its length word (RocketMQ: com.rocketmq.remoting.frameMaxLength, 16,777,216)."""
+
+HEADER_SIZE_MAX_BYTES = 1024 * 1024
+"""Largest encoded header: 32 KiB of properties escaped six-fold in JSON stays below a fifth of it."""
+
+HEADER_DEPTH_MAX = 16
+"""Deepest nesting accepted inside any JSON or CBOR header; real ones have two levels."""
+
+EXT_FIELDS_MAX = 256
+"""Most header fields of one command; the largest real header has under 30."""
+
+CONNECTIONS_MAX = 20_000
+"""Most connections of one listener: 10,000 idle clients with both ports open, and room for one restart's overlap."""
+
+REQUESTS_IN_FLIGHT_MAX = 16_384
+"""Most unanswered requests of one connection, held pulls not counted; RocketMQ's own client stops at 65,535 a process."""
+
+HELD_PULLS_MAX = 100_000
+"""Most held pulls of one broker (RocketMQ: maxPopPollingSize bounds only pop); each takes about 2 KB."""
+
+OUTGOING_BYTES_MAX = 64 * 1024 * 1024
+"""Most bytes waiting to be written to one connection: its reading stops far below, and it is dropped here."""
+
+OUTGOING_BYTES_PAUSE = 4 * 1024 * 1024
+"""Above this many unwritten bytes no further request of that connection is read."""
+
+CONNECTION_IDLE_SECONDS = 120.0
+"""A connection silent in both directions this long is closed (serverChannelMaxIdleTimeSeconds)."""
+
+READ_CHUNK_BYTES = 256 * 1024
+"""Largest single read from a socket."""
+
+WRITE_STALL_SECONDS = 30.0
+"""A peer that takes no byte for this long while bytes wait for it is dropped."""
+
+TOPIC_LENGTH_MAX = 127
+"""Longest topic name (Validators.TOPIC_MAX_LENGTH and record format V1's one length byte)."""
+
+GROUP_LENGTH_MAX = 255
+"""Longest group name (Validators.CHARACTER_MAX_LENGTH)."""
+
+BODY_SIZE_MAX_BYTES = 4 * 1024 * 1024
+"""Largest message body (maxMessageSize)."""
+
+PROPERTIES_SIZE_MAX_BYTES = 32_767
+"""Largest stored properties text: its length is a signed 16-bit number."""
