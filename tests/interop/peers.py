@@ -1,0 +1,285 @@
+"""Starts the foreign programs that the interop tests talk to, and our own servers as real processes.
+
+Everything is fetched by package name into a cache outside the clone (`RMQ_CACHE`, else the user's cache folder) on
+first use.  A peer that cannot be had or does not start is an error, never a skip.  Each server is waited for by what it says
+(Apache's boot line, our readiness datagram), not by time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+JAVA_IT = HERE / "java-it"
+CLUSTER = "DefaultCluster"
+
+# Java 17 keeps these closed; Apache's store unmaps its files through them.
+JAVA_OPENS = [
+    "--add-opens=java.base/java.nio=ALL-UNNAMED",
+    "--add-opens=java.base/sun.nio.ch=ALL-UNNAMED",
+    "--add-opens=java.base/jdk.internal.misc=ALL-UNNAMED",
+    "--add-opens=java.base/java.lang=ALL-UNNAMED",
+    "--add-exports=java.base/jdk.internal.ref=ALL-UNNAMED",
+]
+
+LOGBACK = """<configuration>
+  <appender name="OUT" class="ch.qos.logback.core.ConsoleAppender">
+    <encoder><pattern>%d{HH:mm:ss.SSS} %p %t %c - %m%n</pattern></encoder>
+  </appender>
+  <root level="WARN"><appender-ref ref="OUT"/></root>
+</configuration>
+"""
+
+
+class PeerError(RuntimeError):
+    """A foreign program is missing, did not start or did not finish."""
+
+
+def cache_folder() -> Path:
+    """Where fetched jars and packages live between runs; outside the clone."""
+    base = os.environ.get("RMQ_CACHE") or str(
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rmq-conformance"
+    )
+    folder = Path(base)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def need(program: str) -> str:
+    """The path of `program`; PeerError names what to install when it is not there."""
+    path = shutil.which(program)
+    if path is None:
+        raise PeerError(f"{program} is not installed; on Debian: apt-get install default-jdk-headless maven nodejs npm")
+    return path
+
+
+def jars(folder: Path, pom: str, *properties: str) -> Path:
+    """A folder with the jars of `folder/pom`, fetched once by Maven into a repository of its own."""
+    need("mvn")
+    need("java")
+    script = 'set -euo pipefail; source "$0/lib.sh"; here=$1; shift; jars "$@"'
+    done = subprocess.run(
+        ["bash", "-c", script, str(JAVA_IT), str(folder), pom, *properties],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "RMQ_CACHE": str(cache_folder())},
+        timeout=600,
+        check=False,
+    )
+    if done.returncode:
+        raise PeerError(f"the jars of {pom} could not be fetched: {done.stderr[-2000:]}")
+    return Path(done.stdout.strip().splitlines()[-1])
+
+
+def java_peer_class_path(client_version: str) -> str:
+    """The class path of our small Java programs on Apache's client of that version."""
+    lib = jars(HERE / "java", "pom.xml", f"-Dclient.version={client_version}")
+    sources = sorted((HERE / "java" / "src").rglob("*.java"))
+    classes = cache_folder() / f"peer-classes-{client_version}"
+    newest = max(source.stat().st_mtime for source in sources)
+    stamp = classes / "built"
+    if not stamp.exists() or stamp.stat().st_mtime < newest:
+        classes.mkdir(parents=True, exist_ok=True)
+        subprocess.run(
+            [need("javac"), "-nowarn", "-encoding", "UTF-8", "-d", str(classes), "-cp", f"{lib}/*", *map(str, sources)],
+            check=True,
+            timeout=120,
+        )
+        stamp.touch()
+    return f"{classes}:{lib}/*"
+
+
+def run_java_peer(
+    client_version: str, serialize: str, arguments: Sequence[str], *, scratch: Path, timeout_seconds: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """Runs `interop.Peer` with Apache's client and header encoding JSON or ROCKETMQ; its output is in the result."""
+    command = [
+        need("java"), "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx256m", *JAVA_OPENS,
+        f"-Drocketmq.serialize.type={serialize}", f"-Duser.home={scratch}", f"-Drocketmq.client.logRoot={scratch}",
+        "-cp", java_peer_class_path(client_version), "interop.Peer", *arguments,
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_seconds, check=False)
+
+
+def free_ports(count: int) -> list[int]:
+    """`count` free loopback ports, each with the two below (fast port) and the one above (HA) free as well."""
+    found: list[int] = []
+    while len(found) < count:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        try:
+            for offset in (-2, -1, 0, 1):
+                socket.create_server(("127.0.0.1", port + offset)).close()
+        except OSError:
+            continue
+        if all(abs(port - other) > 4 for other in found):
+            found.append(port)
+    return found
+
+
+@dataclass
+class Server:
+    """A running server process: its address, and its output so far in `log`."""
+
+    name: str
+    address: str
+    process: subprocess.Popen[str]
+    log: Path
+
+    def kill(self) -> None:
+        """SIGKILL, and waits until the process is gone."""
+        self.process.kill()
+        self.process.wait(timeout=30)
+
+    def stop(self) -> int:
+        """SIGTERM, and waits for an orderly end; the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise PeerError(f"{self.name} did not stop within 30 s of SIGTERM; log: {self.log}") from None
+
+
+def _await_line(process: subprocess.Popen[str], log: Path, pattern: str, timeout_seconds: float) -> None:
+    """Copies the process's output to `log` (for as long as it runs) and returns once a line matches `pattern`."""
+    seen = threading.Event()
+
+    def copy() -> None:
+        assert process.stdout is not None
+        with log.open("w") as out, process.stdout:
+            for line in process.stdout:
+                out.write(line)
+                out.flush()
+                if re.search(pattern, line):
+                    seen.set()
+
+    threading.Thread(target=copy, daemon=True).start()
+    if not seen.wait(timeout_seconds):
+        process.kill()
+        raise PeerError(f"no line like {pattern!r} within {timeout_seconds} s:\n{log.read_text()[-3000:]}")
+
+
+@contextmanager
+def _apache(
+    name: str, main_class: str, heap_mb: int, configuration: str, address: str, scratch: Path
+) -> Iterator[Server]:
+    lib = jars(JAVA_IT, "pom-server.xml")
+    home = scratch / name
+    (home / "conf").mkdir(parents=True, exist_ok=True)
+    for kind in ("namesrv", "broker"):
+        (home / "conf" / f"logback_{kind}.xml").write_text(LOGBACK)
+    (home / "server.conf").write_text(configuration)
+    process = subprocess.Popen(
+        [
+            need("java"), *JAVA_OPENS, "-XX:+UseSerialGC", f"-Xms64m", f"-Xmx{heap_mb}m", "-XX:MaxDirectMemorySize=256m",
+            f"-Duser.home={home}", f"-Drocketmq.client.logRoot={home}", "-cp", f"{lib}/*", main_class, "-c",
+            str(home / "server.conf"),
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "ROCKETMQ_HOME": str(home)},
+    )  # fmt: skip
+    server = Server(name, address, process, home / "out.log")
+    try:
+        _await_line(process, server.log, "boot success", 60)
+        yield server
+    finally:
+        server.stop()
+
+
+@contextmanager
+def apache_name_server(scratch: Path) -> Iterator[Server]:
+    """Apache's 4.9.7 name server on a free port."""
+    (port,) = free_ports(1)
+    main = "org.apache.rocketmq.namesrv.NamesrvStartup"
+    with _apache("apache-namesrv", main, 160, f"listenPort={port}\n", f"127.0.0.1:{port}", scratch) as server:
+        yield server
+
+
+@contextmanager
+def apache_broker(scratch: Path, namesrv: str, *, name: str = "broker-a") -> Iterator[Server]:
+    """Apache's 4.9.7 broker, small files, registered at `namesrv`."""
+    (port,) = free_ports(1)
+    store = scratch / f"apache-store-{name}"
+    configuration = f"""brokerClusterName={CLUSTER}
+brokerName={name}
+brokerId=0
+brokerIP1=127.0.0.1
+brokerIP2=127.0.0.1
+listenPort={port}
+haListenPort={port + 1}
+namesrvAddr={namesrv}
+storePathRootDir={store}
+storePathCommitLog={store}/commitlog
+enablePropertyFilter=true
+mappedFileSizeCommitLog=104857600
+maxIndexNum=1000
+maxHashSlotNum=4000
+waitTimeMillsInSendQueue=5000
+osPageCacheBusyTimeOutMills=5000
+diskMaxUsedSpaceRatio=95
+"""
+    main = "org.apache.rocketmq.broker.BrokerStartup"
+    with _apache(f"apache-{name}", main, 512, configuration, f"127.0.0.1:{port}", scratch) as server:
+        yield server
+
+
+@contextmanager
+def _ours(name: str, arguments: Sequence[str], address: str, scratch: Path) -> Iterator[Server]:
+    scratch.mkdir(parents=True, exist_ok=True)
+    log = scratch / f"{name}.log"
+    ready_path = scratch / f"{name}.ready"
+    ready_path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, log.open("a") as out:
+        ready.bind(str(ready_path))
+        ready.settimeout(20)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "trio_rmq.cli.main", *arguments],
+            stdout=out, stderr=subprocess.STDOUT, text=True, env={**os.environ, "NOTIFY_SOCKET": str(ready_path)},
+        )  # fmt: skip
+        server = Server(name, address, process, log)
+        try:
+            try:
+                while b"READY=1" not in ready.recv(4096):
+                    pass
+            except TimeoutError:
+                process.kill()
+                raise PeerError(f"{name} was not ready within 20 s:\n{log.read_text()[-3000:]}") from None
+            yield server
+        finally:
+            server.stop()
+
+
+@contextmanager
+def our_name_server(scratch: Path, *, port: int | None = None) -> Iterator[Server]:
+    """Our name server as a process of its own, ready."""
+    port = port or free_ports(1)[0]
+    arguments = ["namesrv", f"listenPort={port}", f"kvConfigPath={scratch}/kvConfig-{port}.json"]
+    with _ours("namesrv", arguments, f"127.0.0.1:{port}", scratch) as server:
+        yield server
+
+
+@contextmanager
+def our_broker(
+    scratch: Path, namesrv: str, *, name: str = "broker-a", port: int | None = None, **keys: object
+) -> Iterator[Server]:
+    """Our broker as a process of its own, registered at `namesrv` and ready; `keys` are RocketMQ's configuration keys."""
+    port = port or free_ports(1)[0]
+    arguments = [
+        "broker", "-n", namesrv, f"brokerClusterName={CLUSTER}", f"brokerName={name}", "brokerIP1=127.0.0.1",
+        f"listenPort={port}", f"storePathRootDir={scratch}/store-{name}",
+        *(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in keys.items()),
+    ]  # fmt: skip
+    with _ours(name, arguments, f"127.0.0.1:{port}", scratch) as server:
+        yield server
