@@ -1,8 +1,8 @@
 """Starts the foreign programs that the interop tests talk to, and our own servers as real processes.
 
 Everything is fetched by package name into a cache outside the clone (`RMQ_CACHE`, else the user's cache folder) on
-first use.  A peer that cannot be had or does not start is an error, never a skip.  Each server is waited for by what it says
-(Apache's boot line, our readiness datagram), not by time.
+first use.  A peer that cannot be had or does not start is an error, never a skip.  Each server is waited for by what it
+says (Apache's boot line, our readiness datagram), not by time.
 """
 
 from __future__ import annotations
@@ -184,7 +184,8 @@ def _apache(
     (home / "server.conf").write_text(configuration)
     process = subprocess.Popen(
         [
-            need("java"), *JAVA_OPENS, "-XX:+UseSerialGC", f"-Xms64m", f"-Xmx{heap_mb}m", "-XX:MaxDirectMemorySize=256m",
+            need("java"), *JAVA_OPENS, "-XX:+UseSerialGC", "-Xms64m", f"-Xmx{heap_mb}m",
+            "-XX:MaxDirectMemorySize=256m",
             f"-Duser.home={home}", f"-Drocketmq.client.logRoot={home}", "-cp", f"{lib}/*", main_class, "-c",
             str(home / "server.conf"),
         ],
@@ -274,7 +275,7 @@ def our_name_server(scratch: Path, *, port: int | None = None) -> Iterator[Serve
 def our_broker(
     scratch: Path, namesrv: str, *, name: str = "broker-a", port: int | None = None, **keys: object
 ) -> Iterator[Server]:
-    """Our broker as a process of its own, registered at `namesrv` and ready; `keys` are RocketMQ's configuration keys."""
+    """Our broker as a process of its own, registered at `namesrv` and ready; `keys` are configuration keys."""
     port = port or free_ports(1)[0]
     arguments = [
         "broker", "-n", namesrv, f"brokerClusterName={CLUSTER}", f"brokerName={name}", "brokerIP1=127.0.0.1",

@@ -1,7 +1,7 @@
-"""Apache's Java clients against our servers, our servers beside Apache's, and our client against Apache's.
+"""Apache's Java clients against our servers, and with one of our servers beside one of Apache's.
 
-Each exchange is 1,000 messages, sent one by one and taken by a push consumer, with tag filter, keys and properties checked
-on the Java side (`java/src/main/java/interop/Peer.java`).
+Each exchange is 1,000 messages, sent one by one and taken by a push consumer, with tag filter, keys and properties
+checked on the Java side (`java/src/main/java/interop/Peer.java`).
 """
 
 from __future__ import annotations
