@@ -1,0 +1,70 @@
+"""The messages inside the body of one batch send (SEND_BATCH_MESSAGE, or SEND_MESSAGE_V2 with its batch field true).
+
+Items stand back to back: int size, int 0 (magic), int 0 (CRC), int flag, int body size, body, short properties size,
+properties.  Invariant: decoding arbitrary bytes raises ProtocolError and nothing else.
+Source: RocketMQ MessageDecoder.encodeMessage, MessageBatch.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+
+import msgspec
+
+from trio_rmq.errors import ProtocolError
+from trio_rmq.limits import PROPERTIES_SIZE_MAX_BYTES
+
+_HEAD = struct.Struct(">iiiii")
+_SHORT = struct.Struct(">h")
+_MESSAGE_ILLEGAL = 13
+
+
+class BatchItem(msgspec.Struct, gc=False):
+    """One message of a batch: user flag, body, stored properties text."""
+
+    flag: int
+    body: bytes
+    properties: bytes
+
+
+def encode_batch(items: Iterable[BatchItem]) -> bytes:
+    """The body of a batch send; ProtocolError when an item's numbers do not fit their fields."""
+    parts: list[bytes] = []
+    for item in items:
+        size = _HEAD.size + len(item.body) + 2 + len(item.properties)
+        try:
+            parts.append(_HEAD.pack(size, 0, 0, item.flag, len(item.body)))
+            parts.append(item.body)
+            parts.append(_SHORT.pack(len(item.properties)))
+        except struct.error as error:
+            raise ProtocolError(f"a field of a batch item is out of range: {error}") from None
+        parts.append(item.properties)
+    return b"".join(parts)
+
+
+def decode_batch(body: bytes | memoryview) -> list[BatchItem]:
+    """The messages of a batch send's body; ProtocolError (MESSAGE_ILLEGAL) when an item is cut short or lies."""
+    items: list[BatchItem] = []
+    position, end = 0, len(body)
+    while position < end:
+        if position + _HEAD.size + 2 > end:
+            raise _illegal("a batch item is cut short")
+        size, _magic, _crc, flag, body_size = _HEAD.unpack_from(body, position)
+        body_at = position + _HEAD.size
+        properties_at = body_at + body_size + 2
+        if body_size < 0 or properties_at > end:
+            raise _illegal("a batch item's body reaches beyond the request")
+        (properties_size,) = _SHORT.unpack_from(body, properties_at - 2)
+        item_end = properties_at + properties_size
+        if not 0 <= properties_size <= PROPERTIES_SIZE_MAX_BYTES or item_end > end:
+            raise _illegal("a batch item's properties reach beyond the request")
+        if size != item_end - position:
+            raise _illegal("a batch item's size is not that of its parts")
+        items.append(BatchItem(flag, bytes(body[body_at : properties_at - 2]), bytes(body[properties_at:item_end])))
+        position = item_end
+    return items
+
+
+def _illegal(message: str) -> ProtocolError:
+    return ProtocolError(message, response_code=_MESSAGE_ILLEGAL)
