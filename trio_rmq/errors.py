@@ -17,13 +17,17 @@ class ProtocolError(RocketMQError):
     """The peer sent bytes that are no valid frame, command, header, body or record.
 
     `response_code` is what to answer where an answer is possible; `fatal` says that the stream has lost its
-    framing, so the connection must close.
+    framing, so the connection must close.  `opaque` is the request id where the decoder got as far as reading it:
+    only then can a command that does not decode be answered.
     """
 
-    def __init__(self, message: str, *, response_code: int = 1, fatal: bool = False) -> None:
+    def __init__(
+        self, message: str, *, response_code: int = 1, fatal: bool = False, opaque: int | None = None
+    ) -> None:
         super().__init__(message)
         self.response_code = response_code
         self.fatal = fatal
+        self.opaque = opaque
 
 
 class RequestError(RocketMQError):
@@ -61,6 +65,10 @@ class RemotingError(RocketMQError):
     def __init__(self, message: str, *, address: str = "") -> None:
         super().__init__(message)
         self.address = address
+
+
+class ListenError(RemotingError):
+    """The server cannot listen on `address`: the port is taken, or the host is not one of this machine's."""
 
 
 class ConnectError(RemotingError):

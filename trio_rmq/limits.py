@@ -51,3 +51,15 @@ BODY_SIZE_MAX_BYTES = 4 * 1024 * 1024
 
 PROPERTIES_SIZE_MAX_BYTES = 32_767
 """Largest stored properties text: its length is a signed 16-bit number."""
+
+HANDSHAKE_SECONDS = 10.0
+"""Longest WebSocket upgrade, from the first byte to the accepted request."""
+
+CONNECT_SECONDS = 3.0
+"""Longest attempt to open a connection to a server, upgrade included (connectTimeoutMillis)."""
+
+CLIENT_REQUESTS_MAX = 65_535
+"""Most unanswered requests of one client connection (clientAsyncSemaphoreValue, 65,535 a process in RocketMQ)."""
+
+STORE_HANDLES_MAX = 512
+"""Most file handles the store keeps open at once, however many queues it has: half of the usual limit of 1,024."""

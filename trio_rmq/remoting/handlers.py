@@ -20,14 +20,22 @@ class Later:
     """An answer that must wait: `run` becomes a task of the session's nursery and returns the replies to write.
 
     `held` requests (long polls) do not count against the connection's requests in flight.  Cancelled when the
-    connection closes.
+    connection closes.  `answers` names the requests it answers; only a batch handler that returns several `Later`
+    for one run need give it, so that a failing `run` is answered for the right ones.
     """
 
-    __slots__ = ("held", "run")
+    __slots__ = ("answers", "held", "run")
 
-    def __init__(self, run: Callable[[], Awaitable[Sequence[Command]]], *, held: bool = False) -> None:
+    def __init__(
+        self,
+        run: Callable[[], Awaitable[Sequence[Command]]],
+        *,
+        held: bool = False,
+        answers: Sequence[Command] = (),
+    ) -> None:
         self.run = run
         self.held = held
+        self.answers = answers
 
 
 Handler = Callable[["Session", Command], "Command | Later | None"]
@@ -44,12 +52,16 @@ class HandlerTable:
         self.single: dict[int, Handler] = {}
         self.batch: dict[int, BatchHandler] = {}
 
+    def _check_free(self, code: int) -> None:
+        if code in self.single or code in self.batch:
+            raise ValueError(f"request code {code} has a handler already")
+
     def register(self, code: int, handler: Handler) -> None:
         """`handler` answers requests with `code`; a code has one handler."""
-        assert code not in self.single and code not in self.batch, code  # noqa: S101 - a wiring mistake of ours
+        self._check_free(code)
         self.single[code] = handler
 
     def register_batch(self, code: int, handler: BatchHandler) -> None:
         """`handler` answers runs of requests with `code`; a code has one handler."""
-        assert code not in self.single and code not in self.batch, code  # noqa: S101 - a wiring mistake of ours
+        self._check_free(code)
         self.batch[code] = handler

@@ -1,0 +1,63 @@
+"""How addresses are written, on both halves of a connection.
+
+A server listens on `host:port`; a client connects to `host:port` (TCP remoting) or `ws://host:port[/path]` (CBOR over
+WebSocket).  An IPv6 host stands in brackets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+
+from trio_rmq.errors import ConfigError
+
+PORT_MAX = 65_535
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One parsed address; `path` is None for TCP remoting."""
+
+    host: str
+    port: int
+    path: str | None = None
+
+
+def parse_address(text: str) -> Address:
+    """`text` as an Address; ConfigError when it is neither `host:port` nor `ws://host:port[/path]`."""
+    rest, path = text.strip(), None
+    scheme, separator, after = rest.partition("://")
+    if separator:
+        if scheme.lower() != "ws":
+            raise ConfigError(f"address {text!r}: the scheme {scheme!r} is not served here; use host:port or ws://")
+        rest, slash, tail = after.partition("/")
+        path = slash + tail or "/"
+    host, colon, port_text = rest.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ConfigError(f"address {text!r}: write an IPv6 host in brackets, [{host}]:{port_text}")
+    if not colon or not host or not (port_text.isascii() and port_text.isdigit()) or int(port_text) > PORT_MAX:
+        raise ConfigError(f"address {text!r} is not host:port or ws://host:port")
+    return Address(host, int(port_text), path)
+
+
+def format_address(host: str, port: int) -> str:
+    """`host:port`, an IPv6 host in brackets, an IPv4 address that travels as IPv6 (::ffff:a.b.c.d) as plain IPv4."""
+    bare = plain_host(host)
+    return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
+
+
+def plain_host(host: str) -> str:
+    """A numeric host without its scope and with a mapped IPv4 address unwrapped."""
+    if ":" not in host:
+        return host
+    bare = host.partition("%")[0]
+    address = ip_address(bare)
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return str(mapped) if mapped is not None else bare
+
+
+def packed_host(host: str) -> bytes:
+    """The 4 or 16 bytes of a numeric host."""
+    return ip_address(plain_host(host)).packed

@@ -1,0 +1,335 @@
+"""The client's side of one connection, on anyio: the same under Trio and asyncio, over TCP or WebSocket.
+
+Two tasks: one reads, and resolves every answer of a chunk; one writes, and joins all that was queued meanwhile into
+one write.  A caller only enters its request in the table, queues its bytes and waits: cancelling it never cuts a frame
+in half, and leaves no entry behind.  The server's own requests run as tasks of the connection.
+
+When the connection ends, whatever the reason, every waiting request gets ConnectionLostError at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Protocol
+
+import anyio
+import anyio.abc
+
+from trio_rmq import limits
+from trio_rmq.errors import ConnectionLostError, ProtocolError, RemotingError, RequestError, TooManyRequestsError
+from trio_rmq.remoting.request_table import RequestTable
+from trio_rmq.wire.command import FLAG_ONEWAY, FLAG_RESPONSE, Command, SerializeType
+from trio_rmq.wire.frame import FrameSplitter, decode_frame, encode_frame
+
+READ_BYTES = 64 * 1024
+CLOSE_SECONDS = 1.0
+"""Longest polite closing of a transport; after it the socket is simply closed."""
+
+SYSTEM_ERROR = 1
+REQUEST_CODE_NOT_SUPPORTED = 3
+TRANSPORT_ERRORS = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, OSError)
+"""What a lost transport raises under either backend."""
+
+logger = logging.getLogger("trio_rmq.remoting")
+
+ClientHandler = Callable[["Connection", Command], Awaitable[Command | None]]
+"""Answers a request of the server: its response, or None when nothing is sent.  May raise RequestError."""
+
+
+class Channel(Protocol):
+    """How commands travel: one implementation for each transport.  One task receives, one other sends."""
+
+    serialize_type: SerializeType
+
+    async def receive(self) -> list[Command]:
+        """The commands of the next chunk, maybe none; TRANSPORT_ERRORS at its end, ProtocolError for bad bytes."""
+        ...
+
+    def encode(self, commands: Sequence[Command]) -> bytes:
+        """`commands` as bytes that may be joined with others and sent together."""
+        ...
+
+    async def send(self, payload: bytes) -> None:
+        """Send joined encodings as one write."""
+        ...
+
+    async def send_control(self) -> None:
+        """Send what the transport itself owes the peer (a pong), if anything."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close, politely if that is quick."""
+        ...
+
+    on_control: Callable[[], None] | None
+    """Called while receiving when `send_control` has something to send."""
+
+
+class TcpChannel:
+    """RocketMQ remoting frames over a byte stream; `serialize_type` is the header encoding of our requests."""
+
+    def __init__(self, stream: anyio.abc.ByteStream, serialize_type: SerializeType = SerializeType.JSON) -> None:
+        self.serialize_type = serialize_type
+        self.on_control: Callable[[], None] | None = None
+        self._stream = stream
+        self._splitter = FrameSplitter()
+
+    async def receive(self) -> list[Command]:
+        """See Channel."""
+        return [decode_frame(frame) for frame in self._splitter.feed(await self._stream.receive(READ_BYTES))]
+
+    def encode(self, commands: Sequence[Command]) -> bytes:
+        """See Channel."""
+        if len(commands) == 1:
+            return encode_frame(commands[0])
+        return b"".join([encode_frame(command) for command in commands])
+
+    async def send(self, payload: bytes) -> None:
+        """See Channel."""
+        await self._stream.send(payload)
+
+    async def send_control(self) -> None:
+        """Nothing: TCP has no frames of its own."""
+
+    async def aclose(self) -> None:
+        """See Channel."""
+        await self._stream.aclose()
+
+
+class Connection:
+    """A connection to `address`.  Made by `open_connection` or by a RemotingClient, never directly."""
+
+    def __init__(
+        self, address: str, channel: Channel, handlers: Mapping[int, ClientHandler], *, name: str = ""
+    ) -> None:
+        self.address = address
+        self.closed = False
+        self.close_reason = ""
+        self._name = name or address
+        self._channel = channel
+        self._handlers = handlers
+        self._requests = RequestTable(address, limits.CLIENT_REQUESTS_MAX)
+        self._outgoing: list[bytes] = []
+        self._outgoing_bytes = 0
+        self._wake_writer = anyio.Event()
+        self._below_pause: anyio.Event | None = None
+        self._ended = anyio.Event()
+        self._scope = anyio.CancelScope()
+        self._group: anyio.abc.TaskGroup | None = None
+        channel.on_control = self._wake
+
+    def __repr__(self) -> str:
+        return f"<connection to {self.address}{' (closed)' if self.closed else ''}>"
+
+    async def request(self, command: Command, timeout_seconds: float = 3.0) -> Command:
+        """Send `command` and return the server's response, whatever its code.
+
+        RequestTimeoutError without an answer in time; ConnectionLostError when the connection ends first (either way
+        the request may have been carried out); TooManyRequestsError when a local bound is reached and nothing was
+        sent.  Cancelled, the request may still be carried out; its answer is dropped.
+        """
+        (answer,) = await self.request_many((command,), timeout_seconds)
+        if isinstance(answer, Command):
+            return answer
+        raise answer
+
+    async def request_many(
+        self, commands: Sequence[Command], timeout_seconds: float = 3.0
+    ) -> list[Command | RemotingError]:
+        """Send `commands` in one write and wait for all under one deadline.
+
+        Returns, in their order, each one's response or the error it met (as for `request`).  Raises, with nothing
+        sent, TooManyRequestsError, or ConnectionLostError when the connection had ended before.
+        """
+        if self._outgoing_bytes > limits.OUTGOING_BYTES_PAUSE:
+            timeout_seconds = await self._wait_below_pause(timeout_seconds)
+        pending = self._requests.open(commands)
+        try:
+            self._queue(commands)
+            return await pending.wait(timeout_seconds)
+        finally:
+            pending.discard()
+
+    async def send_oneway(self, command: Command) -> None:
+        """Queue `command` for the next write, waiting first while too much is queued already.
+
+        Nothing tells whether it arrives.  ConnectionLostError when the connection has ended.
+        """
+        if self._outgoing_bytes > limits.OUTGOING_BYTES_PAUSE:
+            await self._wait_below_pause(limits.WRITE_STALL_SECONDS)
+        self.send_nowait(command)
+
+    def send_nowait(self, command: Command) -> None:
+        """Queue `command` one-way without waiting; TooManyRequestsError when OUTGOING_BYTES_MAX are queued."""
+        if self.closed:
+            raise self._lost()
+        command.opaque = self._requests.next_opaque()
+        command.flag |= FLAG_ONEWAY
+        self._queue((command,))
+
+    def close(self, reason: str = "closed by the client") -> None:
+        """End the connection: everything that waits on it fails now; `wait_closed` returns when it is gone."""
+        self._mark_closed(reason)
+        self._scope.cancel()
+
+    async def wait_closed(self) -> None:
+        """Return when the connection has ended, for whatever reason."""
+        await self._ended.wait()
+
+    # --- the two tasks ---------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve the connection until it ends; for whoever opened it."""
+        try:
+            with self._scope:
+                async with anyio.create_task_group() as group:
+                    self._group = group
+                    group.start_soon(self._write)
+                    await self._read()
+                    self._scope.cancel()
+        finally:
+            self._mark_closed("closed by the client")
+            with anyio.move_on_after(CLOSE_SECONDS, shield=True), suppress(*TRANSPORT_ERRORS):
+                await self._channel.aclose()
+            self._ended.set()
+
+    async def _read(self) -> None:
+        resolve = self._requests.resolve
+        receive = self._channel.receive
+        reason = "closed by the server"
+        try:
+            while True:
+                for command in await receive():
+                    if command.flag & FLAG_RESPONSE:
+                        resolve(command)
+                    else:
+                        self._handle(command)
+        except anyio.EndOfStream:
+            pass
+        except TRANSPORT_ERRORS as error:
+            reason = f"lost: {error.__cause__ or error}"
+        except ProtocolError as error:
+            reason = f"the server sent no valid command: {error}"
+            logger.warning("connection to %s: %s", self.address, reason)
+        self._mark_closed(reason)
+
+    async def _write(self) -> None:
+        outgoing = self._outgoing
+        try:
+            while True:
+                await self._wake_writer.wait()
+                self._wake_writer = anyio.Event()
+                await self._channel.send_control()
+                while outgoing:
+                    payload = outgoing[0] if len(outgoing) == 1 else b"".join(outgoing)
+                    outgoing.clear()
+                    await self._channel.send(payload)
+                    self._outgoing_bytes -= len(payload)
+                    if self._below_pause is not None and self._outgoing_bytes <= limits.OUTGOING_BYTES_PAUSE:
+                        self._below_pause.set()
+                        self._below_pause = None
+        except TRANSPORT_ERRORS as error:
+            self._mark_closed(f"lost: {error.__cause__ or error}")
+            self._scope.cancel()
+
+    def _wake(self) -> None:
+        self._wake_writer.set()
+
+    def _queue(self, commands: Sequence[Command]) -> None:
+        serialize_type = self._channel.serialize_type
+        for command in commands:
+            command.serialize_type = serialize_type
+        self._queue_payload(self._channel.encode(commands))
+
+    def _queue_payload(self, payload: bytes) -> None:
+        if self._outgoing_bytes + len(payload) > limits.OUTGOING_BYTES_MAX:
+            raise TooManyRequestsError(
+                f"{self._outgoing_bytes} bytes already wait to be written to {self.address}", address=self.address
+            )
+        self._outgoing.append(payload)
+        self._outgoing_bytes += len(payload)
+        self._wake_writer.set()
+
+    async def _wait_below_pause(self, timeout_seconds: float) -> float:
+        """Wait while too much is queued, at most the time given; returns what is left of it."""
+        deadline = anyio.current_time() + timeout_seconds
+        with anyio.CancelScope(deadline=deadline):
+            while self._outgoing_bytes > limits.OUTGOING_BYTES_PAUSE and not self.closed:
+                if self._below_pause is None:
+                    self._below_pause = anyio.Event()
+                await self._below_pause.wait()
+            return deadline - anyio.current_time()
+        raise TooManyRequestsError(
+            f"{self._outgoing_bytes} bytes waited {timeout_seconds:g} s to be written to {self.address}",
+            address=self.address,
+        )
+
+    # --- the server's requests -------------------------------------------------------------------------------------
+
+    def _handle(self, command: Command) -> None:
+        handler = self._handlers.get(command.code)
+        if handler is not None:
+            assert self._group is not None  # noqa: S101 - called inside the connection's task group
+            self._group.start_soon(self._run_handler, handler, command)
+        elif not command.flag & FLAG_ONEWAY:
+            remark = f"request code {command.code} is not supported"
+            self._answer(command, command.reply(REQUEST_CODE_NOT_SUPPORTED, remark=remark))
+
+    async def _run_handler(self, handler: ClientHandler, command: Command) -> None:
+        try:
+            reply = await handler(self, command)
+        except (RequestError, ProtocolError) as error:
+            reply = command.reply(error.response_code, remark=str(error))
+        except Exception as error:
+            logger.exception("request %d from %s failed in its handler", command.code, self.address)
+            reply = command.reply(SYSTEM_ERROR, remark=f"{type(error).__name__}: {error}")
+        if reply is not None and not command.flag & FLAG_ONEWAY:
+            self._answer(command, reply)
+
+    def _answer(self, command: Command, reply: Command) -> None:
+        try:
+            self._queue_payload(self._channel.encode((reply,)))
+        except TooManyRequestsError as error:
+            logger.warning("request %d from %s was not answered: %s", command.code, self.address, error)
+
+    # --- ending ----------------------------------------------------------------------------------------------------
+
+    def _mark_closed(self, reason: str) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self.close_reason = reason
+        logger.debug("connection to %s: %s", self.address, reason)
+        self._requests.fail_all(self._lost())
+        if self._below_pause is not None:
+            self._below_pause.set()
+
+    def _lost(self) -> ConnectionLostError:
+        return ConnectionLostError(f"the connection to {self.address} ended: {self.close_reason}", address=self.address)
+
+
+class ConnectionGroup:
+    """A task group whose block's own errors come out bare, not wrapped in a group.
+
+    A caller of `request` inside the block may so catch RequestTimeoutError as itself.  Leaving the block cancels the
+    tasks and waits for them.
+    """
+
+    def __init__(self) -> None:
+        self._group = anyio.create_task_group()
+
+    async def __aenter__(self) -> anyio.abc.TaskGroup:
+        return await self._group.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._group.cancel_scope.cancel()
+        if isinstance(error, Exception):
+            # The group would wrap it; without it the group just ends, and the error goes on by itself.
+            await self._group.__aexit__(None, None, None)
+        else:
+            await self._group.__aexit__(kind, error, traceback)

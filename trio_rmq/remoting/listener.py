@@ -1,0 +1,208 @@
+"""Accepts connections on one port for both transports, and ends the idle ones.
+
+The first bytes tell the transport: `GET ` is a WebSocket upgrade, 0x16 a TLS handshake, anything else a frame length.
+One task accepts per address, one task watches for idle connections, and each connection is one task while it is idle.
+
+The watcher holds a heap of (earliest time a connection can have become idle, connection).  It sleeps until the first of
+these; a connection that was active since goes back with its new time.  So a read or write only stores the time, and a
+connection costs the watcher one look per idle period.  The heap does not keep a closed connection's memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import logging
+import os
+import weakref
+from collections.abc import Sequence
+
+import trio
+
+from trio_rmq.errors import ListenError
+from trio_rmq.remoting.address import format_address, parse_address
+from trio_rmq.remoting.handlers import HandlerTable
+from trio_rmq.remoting.session import Session, SessionCallback
+from trio_rmq.remoting.settings import DEFAULT_SETTINGS, RemotingSettings
+from trio_rmq.remoting.tcp import TcpSession
+from trio_rmq.remoting.websocket import WebSocketSession
+
+BACKLOG = 1024
+FIRST_READ_BYTES = 64 * 1024
+TELLING_BYTES = 4
+"""How many bytes tell the transport: a frame length, or `GET `."""
+
+TLS_HANDSHAKE_BYTE = 0x16
+ACCEPT_CAPACITY_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+ACCEPT_PAUSE_SECONDS = 0.1
+"""Pause after the system refused a new socket: no event tells when one is free."""
+
+logger = logging.getLogger("trio_rmq.remoting")
+
+
+async def serve_remoting(
+    addresses: Sequence[str],
+    handlers: HandlerTable,
+    *,
+    settings: RemotingSettings = DEFAULT_SETTINGS,
+    on_open: SessionCallback | None = None,
+    on_close: SessionCallback | None = None,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Listen on `addresses` ("host:port"; port 0 takes a free one) and serve until cancelled.
+
+    `task_status` gets the bound addresses, "ip:port", when every one listens.  `on_open(session)` is called before a
+    session's first request, `on_close(session)` once after its last, both without waiting.  ListenError names an
+    address that cannot be bound; then none is served.  Cancelled, it closes the listeners and drops every connection.
+    """
+    listeners = await _open_listeners(addresses)
+    server = _Server(handlers, settings, on_open, on_close)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.watch)
+        for listener in listeners:
+            nursery.start_soon(server.accept, listener, nursery)
+        task_status.started([_bound_address(listener) for listener in listeners])
+
+
+async def _open_listeners(addresses: Sequence[str]) -> list[trio.SocketListener]:
+    listeners: list[trio.SocketListener] = []
+    try:
+        for text in addresses:
+            address = parse_address(text)
+            try:
+                opened = await trio.open_tcp_listeners(address.port, host=address.host, backlog=BACKLOG)
+            except OSError as error:
+                raise ListenError(f"cannot listen on {text}: {_reason(error)}", address=text) from error
+            if address.port == 0:
+                # A name with several addresses would get as many different ports: one is what was asked for.
+                for extra in opened[1:]:
+                    extra.socket.close()
+                del opened[1:]
+            listeners.extend(opened)
+    except BaseException:
+        for listener in listeners:
+            listener.socket.close()
+        raise
+    return listeners
+
+
+def _reason(error: OSError) -> str:
+    """The system's own words, from inside the groups and causes that libraries wrap around them."""
+    cause: BaseException | None = error
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    if isinstance(cause, OSError) and cause.errno is not None and cause.errno > 0:
+        return os.strerror(cause.errno)
+    if isinstance(error.__cause__, OSError):
+        return _reason(error.__cause__)
+    return str(error)
+
+
+def _bound_address(listener: trio.SocketListener) -> str:
+    host, port = listener.socket.getsockname()[:2]
+    return format_address(host, port)
+
+
+class _Server:
+    """What the tasks of one `serve_remoting` share."""
+
+    def __init__(
+        self,
+        handlers: HandlerTable,
+        settings: RemotingSettings,
+        on_open: SessionCallback | None,
+        on_close: SessionCallback | None,
+    ) -> None:
+        self._handlers = handlers
+        self._settings = settings
+        self._on_open = on_open
+        self._on_close = on_close
+        self._connections = 0
+        self._idle_checks: list[tuple[float, int, weakref.ref[Session]]] = []
+        self._check_number = 0
+        self._first_check = trio.Event()
+
+    async def accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
+        """Start a task for each connection, for ever; a system out of sockets is waited out."""
+        async with listener:
+            while True:
+                try:
+                    stream = await listener.accept()
+                except OSError as error:
+                    if error.errno not in ACCEPT_CAPACITY_ERRORS:
+                        raise
+                    logger.error("cannot accept connections: %s; trying again", _reason(error))
+                    await trio.sleep(ACCEPT_PAUSE_SECONDS)
+                    continue
+                if self._connections >= self._settings.connections_max:
+                    logger.warning("refused a connection: %d are open, which is the limit", self._connections)
+                    stream.socket.close()
+                    continue
+                self._connections += 1
+                nursery.start_soon(self._serve_connection, stream.socket)
+
+    async def _serve_connection(self, socket: trio.socket.SocketType) -> None:
+        try:
+            session = await self._open_session(socket)
+            if session is not None:
+                self._check_later(session)
+                await session.run()
+        finally:
+            self._connections -= 1
+            socket.close()
+
+    async def _open_session(self, socket: trio.socket.SocketType) -> Session | None:
+        first = b""
+        with trio.move_on_after(self._settings.connection_idle_seconds):
+            try:
+                while len(first) < TELLING_BYTES and not first.startswith(bytes((TLS_HANDSHAKE_BYTE,))):
+                    data = await socket.recv(FIRST_READ_BYTES)
+                    if not data:
+                        return None
+                    first += data
+                session_type = self._session_type(socket, first)
+                if session_type is None:
+                    return None
+                return session_type(
+                    socket, first, self._handlers, self._settings, on_open=self._on_open, on_close=self._on_close
+                )
+            except OSError as error:
+                logger.debug("a connection was lost before its first request: %s", error)
+        return None
+
+    def _session_type(
+        self, socket: trio.socket.SocketType, first: bytes
+    ) -> type[TcpSession] | type[WebSocketSession] | None:
+        if first[0] == TLS_HANDSHAKE_BYTE:
+            host, port = socket.getpeername()[:2]
+            logger.warning("connection with %s: closed, TLS is not enabled here", format_address(host, port))
+            return None
+        return WebSocketSession if first.startswith(b"GET ") else TcpSession
+
+    def _check_later(self, session: Session) -> None:
+        self._check_number += 1
+        check_time = session.last_activity + self._settings.connection_idle_seconds
+        heapq.heappush(self._idle_checks, (check_time, self._check_number, weakref.ref(session)))
+        self._first_check.set()
+
+    async def watch(self) -> None:
+        """Close each connection that was silent in both directions for the idle time."""
+        checks = self._idle_checks
+        while True:
+            if not checks:
+                self._first_check = trio.Event()
+                await self._first_check.wait()
+            # New checks are never due before those in the heap, so nothing has to cut this sleep short.
+            await trio.sleep_until(checks[0][0])
+            now = trio.current_time()
+            while checks and checks[0][0] <= now:
+                session = heapq.heappop(checks)[2]()
+                if session is None or session.closed:
+                    continue
+                if session.last_activity + self._settings.connection_idle_seconds <= now:
+                    session.close(f"idle for {self._settings.connection_idle_seconds:g} s")
+                else:
+                    self._check_later(session)
+
+
+__all__ = ["RemotingSettings", "serve_remoting"]

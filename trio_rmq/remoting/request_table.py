@@ -1,0 +1,166 @@
+"""Requests that wait for their answer on one connection: opaque -> who waits.
+
+The table belongs to one connection, as does its opaque counter.  Its core is synchronous: `open` gives requests their
+opaques and enters them, `resolve` hands an answer to whoever waits, `fail_all` ends every wait when the connection is
+lost.  Only `Pending.wait` is asynchronous; it runs inside one cancel scope with the deadline, however many requests
+were opened together, so nothing scans the table for expired ones.
+
+Invariant: an entry exists exactly while a `Pending` that holds it has not ended; answered, timed out, cancelled, failed
+or discarded, it is gone.  A response nobody waits for (late, or made up) is dropped with a debug line.
+Runs on anyio, so both halves of a connection share it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import anyio
+
+from trio_rmq.errors import RemotingError, RequestTimeoutError, TooManyRequestsError
+
+if TYPE_CHECKING:
+    from trio_rmq.wire.command import Command
+
+OPAQUE_MAX = 0x7FFF_FFFF
+"""Largest opaque: a signed 32-bit number in both header encodings."""
+
+logger = logging.getLogger("trio_rmq.remoting")
+
+
+def _again(error: RemotingError) -> RemotingError:
+    """A fresh copy of `error`: each task that raises one adds its own traceback to it."""
+    return type(error)(str(error), address=error.address)
+
+
+class Pending:
+    """Requests opened together, waited for together."""
+
+    __slots__ = ("_event", "_left", "_results", "_table", "first_opaque")
+
+    def __init__(self, table: RequestTable, first_opaque: int, count: int) -> None:
+        self._table = table
+        self.first_opaque = first_opaque
+        self._results: list[Command | RemotingError | None] = [None] * count
+        self._left = count
+        self._event: anyio.Event | None = None
+
+    def _settle(self, opaque: int, result: Command | RemotingError) -> None:
+        self._results[opaque - self.first_opaque] = result
+        self._left -= 1
+        if not self._left and self._event is not None:
+            self._event.set()
+
+    async def wait(self, timeout_seconds: float) -> list[Command | RemotingError]:
+        """Each request's answer, or the error it met, in the order they were opened.
+
+        A request without an answer after `timeout_seconds` gets RequestTimeoutError, one whose connection closed
+        ConnectionLostError.  Cancelled, it leaves no entry behind; an answer that comes later is dropped.
+        """
+        try:
+            if self._left:
+                self._event = anyio.Event()
+                with anyio.CancelScope(deadline=anyio.current_time() + timeout_seconds):
+                    await self._event.wait()
+        finally:
+            self.discard()
+        address = self._table.address
+        return [
+            RequestTimeoutError(f"{address or 'peer'} gave no answer within {timeout_seconds:g} s", address=address)
+            if result is None
+            else result
+            for result in self._results
+        ]
+
+    def discard(self) -> None:
+        """Forget the requests that have no answer yet: they were not sent, or nobody wants the answer."""
+        if self._left:
+            entries = self._table.entries
+            for index, result in enumerate(self._results):
+                if result is None:
+                    entries.pop(self.first_opaque + index, None)
+            self._left = 0
+
+
+class RequestTable:
+    """The waiting requests of one connection to `address`, at most `limit` of them."""
+
+    __slots__ = ("_failure", "_next_opaque", "address", "entries", "limit")
+
+    def __init__(self, address: str, limit: int) -> None:
+        self.address = address
+        self.limit = limit
+        self.entries: dict[int, Pending] = {}
+        self._next_opaque = 1
+        self._failure: RemotingError | None = None
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def open(self, requests: Sequence[Command]) -> Pending:
+        """Give `requests` consecutive opaques and enter them; send them, then `wait`, or `discard`.
+
+        TooManyRequestsError when that would pass the limit; the connection's error when it is lost already.
+        """
+        if self._failure is not None:
+            raise _again(self._failure)
+        count = len(requests)
+        entries = self.entries
+        if len(entries) + count > self.limit:
+            raise TooManyRequestsError(
+                f"{len(entries)} requests already wait for {self.address or 'the peer'}, and the limit is {self.limit}",
+                address=self.address,
+            )
+        opaque = self._free_run(count)
+        self._next_opaque = opaque + count
+        pending = Pending(self, opaque, count)
+        for request in requests:
+            request.opaque = opaque
+            entries[opaque] = pending
+            opaque += 1
+        return pending
+
+    def next_opaque(self) -> int:
+        """An opaque for a one-way request, which is not entered."""
+        opaque = self._free_run(1)
+        self._next_opaque = opaque + 1
+        return opaque
+
+    def _free_run(self, count: int) -> int:
+        """The start of `count` unused opaques: the counter wraps, and may come round to a very old request."""
+        opaque = self._next_opaque
+        entries = self.entries
+        while True:
+            if opaque + count > OPAQUE_MAX:
+                opaque = 1
+            if not entries:
+                return opaque
+            taken = opaque
+            while taken < opaque + count and taken not in entries:
+                taken += 1
+            if taken == opaque + count:
+                return opaque
+            opaque = taken + 1
+
+    def resolve(self, response: Command) -> None:
+        """Hand `response` to whoever waits for it."""
+        pending = self.entries.pop(response.opaque, None)
+        if pending is None:
+            logger.debug(
+                "%s: dropped a response (code %d) to request %d that nobody waits for",
+                self.address,
+                response.code,
+                response.opaque,
+            )
+            return
+        pending._settle(response.opaque, response)
+
+    def fail_all(self, error: RemotingError) -> None:
+        """End every wait with `error`, and every later `open` too: the connection is gone."""
+        if self._failure is None:
+            self._failure = error
+        entries = self.entries
+        while entries:
+            opaque, pending = entries.popitem()
+            pending._settle(opaque, _again(error))

@@ -1,0 +1,389 @@
+"""The server's side of one connection, whatever its transport: dispatch, replies, writing, and the error boundary.
+
+A transport reads a chunk, turns it into commands and calls `_handle`; the replies of the whole chunk come back as one
+list and leave in one write.  Handlers run right there, in the reading task.  Only a `Later` becomes a task, in the
+nursery of its session, so it ends with the connection.
+
+Writing: exactly one task writes at a time (`_writing`).  The reading task writes its replies itself when nothing is
+queued; what it cannot hand to the system at once, and everything that other tasks produce meanwhile, is queued and
+leaves in joined writes by one task that ends when the queue is empty.  An idle connection is one task.
+
+Bounds (see `limits`): with more than `outgoing_bytes_pause` unwritten nothing further is read; with more than
+`outgoing_bytes_max`, or when the peer takes no byte for `write_stall_seconds`, the connection is dropped; requests over
+`requests_in_flight_max` are answered SYSTEM_BUSY unhandled.
+
+This is the one place that catches `Exception`: a defect in a handler costs its request SYSTEM_ERROR and a traceback in
+the log, never the connection or its neighbours.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import trio
+
+from trio_rmq import limits
+from trio_rmq.errors import ConnectionLostError, ProtocolError, RequestError
+from trio_rmq.remoting.address import format_address, packed_host
+from trio_rmq.remoting.handlers import BatchHandler, HandlerTable, Later
+from trio_rmq.remoting.request_table import RequestTable
+from trio_rmq.remoting.settings import RemotingSettings
+from trio_rmq.wire.command import FLAG_ONEWAY, FLAG_RESPONSE, Command
+
+SYSTEM_ERROR = 1
+SYSTEM_BUSY = 2
+REQUEST_CODE_NOT_SUPPORTED = 3
+
+JOINED_WRITE_BYTES = 1024 * 1024
+"""Queued pieces are joined into writes of about this size."""
+
+logger = logging.getLogger("trio_rmq.remoting")
+
+SessionCallback = Callable[["Session"], None]
+
+
+class Session(ABC):
+    """One accepted connection.  Handlers get it with each request, and may keep it until `on_close` tells its end.
+
+    `peer` and `local_address` are "ip:port"; `peer_host` is the peer's address bytes (4 or 16) and port; `transport`
+    says how commands travel; `closed` turns true, for good, when the connection is lost or dropped.
+    """
+
+    transport: Literal["tcp", "websocket"]
+
+    __slots__ = (
+        "__weakref__",
+        "_handlers",
+        "_in_flight",
+        "_nursery",
+        "_on_close",
+        "_on_open",
+        "_outgoing",
+        "_outgoing_bytes",
+        "_requests",
+        "_resume_reading",
+        "_settings",
+        "_socket",
+        "_writing",
+        "closed",
+        "last_activity",
+        "local_address",
+        "peer",
+        "peer_host",
+    )
+
+    def __init__(
+        self,
+        socket: trio.socket.SocketType,
+        handlers: HandlerTable,
+        settings: RemotingSettings,
+        *,
+        on_open: SessionCallback | None = None,
+        on_close: SessionCallback | None = None,
+    ) -> None:
+        host, port = socket.getpeername()[:2]
+        local_host, local_port = socket.getsockname()[:2]
+        self.peer: str = format_address(host, port)
+        self.peer_host: tuple[bytes, int] = (packed_host(host), port)
+        self.local_address: str = format_address(local_host, local_port)
+        self.closed = False
+        self.last_activity: float = trio.current_time()
+        self._socket = socket
+        self._handlers = handlers
+        self._settings = settings
+        self._on_open = on_open
+        self._on_close = on_close
+        self._requests = RequestTable(self.peer, limits.CLIENT_REQUESTS_MAX)
+        self._in_flight = 0
+        self._outgoing: deque[bytes] = deque()
+        self._outgoing_bytes = 0
+        self._writing = False
+        self._resume_reading: trio.Event | None = None
+        self._nursery: trio.Nursery | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.transport} session with {self.peer}{' (closed)' if self.closed else ''}>"
+
+    # --- for handlers and services ---------------------------------------------------------------------------------
+
+    def send_nowait(self, command: Command) -> bool:
+        """Queue the one-way `command` for the peer and return at once; it leaves with the next write.
+
+        Gives it an opaque and the one-way flag.  False, and nothing is sent, when the connection is closed.  A peer
+        that leaves more than `outgoing_bytes_max` unread is dropped here.
+        """
+        if self.closed:
+            return False
+        command.opaque = self._requests.next_opaque()
+        command.flag |= FLAG_ONEWAY
+        self._post([command])
+        return not self.closed
+
+    async def request(self, command: Command, timeout_seconds: float) -> Command:
+        """Ask the peer, and return its response, whatever its code.
+
+        RequestTimeoutError without an answer in time, ConnectionLostError when the connection ends first,
+        TooManyRequestsError over the bound of the request table.  Cancelled, it leaves nothing behind.
+        """
+        pending = self._requests.open((command,))
+        try:
+            self._post([command])
+            (answer,) = await pending.wait(timeout_seconds)
+        finally:
+            pending.discard()
+        if isinstance(answer, Command):
+            return answer
+        raise answer
+
+    def close(self, reason: str = "closed by the server") -> None:
+        """Drop the connection now: its tasks are cancelled, what is unwritten is lost, and `reason` is logged."""
+        if not self.closed:
+            self.closed = True
+            logger.info("%s connection with %s: %s", self.transport, self.peer, reason)
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+
+    # --- the life of the connection, for the listener --------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve the connection until it ends; on return it is closed and `on_close` was called, also when cancelled."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                if self._on_open is not None:
+                    self._on_open(self)
+                await self._serve()
+                await self._wait_written()
+                nursery.cancel_scope.cancel()
+        except* Exception:
+            logger.exception("connection with %s: dropped by an error in the server", self.peer)
+        finally:
+            self.closed = True
+            self._requests.fail_all(ConnectionLostError(f"the connection with {self.peer} closed", address=self.peer))
+            self._socket.close()
+            if self._on_close is not None:
+                try:
+                    self._on_close(self)
+                except Exception:
+                    logger.exception("connection with %s: error while cleaning up after it", self.peer)
+
+    @abstractmethod
+    async def _serve(self) -> None:
+        """Read and answer until the peer ends the stream or has to be refused."""
+
+    @abstractmethod
+    def _encode(self, commands: Sequence[Command]) -> bytes:
+        """`commands` as the bytes of one write."""
+
+    @abstractmethod
+    async def _send(self, payload: bytes) -> int:
+        """Send some of `payload`, at least one byte, and return how many; OSError or trio's stream errors when lost."""
+
+    # --- dispatch --------------------------------------------------------------------------------------------------
+
+    def _handle(self, commands: Sequence[Command]) -> list[Command]:
+        """Dispatch the commands of one chunk in order; returns the replies that can leave now."""
+        replies: list[Command] = []
+        single = self._handlers.single
+        index, count = 0, len(commands)
+        while index < count:
+            command = commands[index]
+            index += 1
+            if command.flag & FLAG_RESPONSE:
+                self._requests.resolve(command)
+                continue
+            code = command.code
+            handler = single.get(code)
+            if handler is None:
+                batch_handler = self._handlers.batch.get(code)
+                if batch_handler is None:
+                    if not command.flag & FLAG_ONEWAY:
+                        replies.append(
+                            command.reply(REQUEST_CODE_NOT_SUPPORTED, remark=f"request code {code} is not supported")
+                        )
+                    continue
+                start = index - 1
+                while index < count and commands[index].code == code and not commands[index].flag & FLAG_RESPONSE:
+                    index += 1
+                self._handle_run(batch_handler, commands[start:index], replies)
+                continue
+            if self._in_flight >= self._settings.requests_in_flight_max:
+                self._refuse((command,), replies)
+                continue
+            try:
+                reply = handler(self, command)
+            except Exception as error:  # noqa: BLE001 - the session boundary
+                reply = self._failure_reply(command, error)
+            if reply is None:
+                continue
+            if isinstance(reply, Later):
+                self._start_later(reply, (command,))
+            elif not command.flag & FLAG_ONEWAY:
+                replies.append(reply)
+        return replies
+
+    def _handle_run(self, handler: BatchHandler, run: Sequence[Command], replies: list[Command]) -> None:
+        if self._in_flight >= self._settings.requests_in_flight_max:
+            self._refuse(run, replies)
+            return
+        try:
+            answers = handler(self, run)
+        except Exception as error:  # noqa: BLE001 - the session boundary
+            self._fail_run(run, error, replies)
+            return
+        laters: list[Later] | None = None
+        for answer in answers:
+            if isinstance(answer, Later):
+                if laters is None:
+                    laters = []
+                laters.append(answer)
+            else:
+                replies.append(answer)
+        if laters is not None:
+            answered = {answer.opaque for answer in answers if not isinstance(answer, Later)}
+            unanswered = [command for command in run if command.opaque not in answered]
+            for later in laters:
+                self._start_later(later, later.answers or unanswered)
+
+    def _fail_run(self, run: Sequence[Command], error: Exception, replies: list[Command]) -> None:
+        first = self._failure_reply(run[0], error)
+        replies.extend(
+            command.reply(first.code, remark=first.remark) for command in run if not command.flag & FLAG_ONEWAY
+        )
+
+    def _failure_reply(self, command: Command, error: Exception) -> Command:
+        if isinstance(error, (RequestError, ProtocolError)):
+            return command.reply(error.response_code, remark=str(error))
+        logger.error("request %d from %s failed in its handler", command.code, self.peer, exc_info=error)
+        return command.reply(SYSTEM_ERROR, remark=f"{type(error).__name__}: {error}")
+
+    def _refuse(self, run: Sequence[Command], replies: list[Command]) -> None:
+        limit = self._settings.requests_in_flight_max
+        remark = f"[OVERLOAD] this connection has {self._in_flight} unanswered requests; the limit is {limit}"
+        replies.extend(command.reply(SYSTEM_BUSY, remark=remark) for command in run if not command.flag & FLAG_ONEWAY)
+
+    # --- answers that wait -----------------------------------------------------------------------------------------
+
+    def _start_later(self, later: Later, answers: Sequence[Command]) -> None:
+        assert self._nursery is not None  # noqa: S101 - handlers run inside the session's nursery
+        if not later.held:
+            self._in_flight += len(answers)
+        self._nursery.start_soon(self._run_later, later, answers)
+
+    async def _run_later(self, later: Later, answers: Sequence[Command]) -> None:
+        replies: list[Command] = []
+        try:
+            replies.extend(await later.run())
+        except Exception as error:  # noqa: BLE001 - the session boundary
+            self._fail_run(answers, error, replies)
+        finally:
+            if not later.held:
+                self._in_flight -= len(answers)
+        if len(answers) == 1 and answers[0].flag & FLAG_ONEWAY:
+            replies.clear()
+        if not replies or self.closed:
+            return
+        self._enqueue(self._encode_safely(replies))
+        if not self._writing:
+            self._writing = True
+            # Others that were woken by the same event queue theirs now, and all leave in one write.
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            await self._write_queue()
+
+    # --- writing ---------------------------------------------------------------------------------------------------
+
+    def _encode_safely(self, commands: Sequence[Command]) -> bytes:
+        """`_encode`, with a reply that cannot be encoded (a defect in its handler) replaced by SYSTEM_ERROR."""
+        try:
+            return self._encode(commands)
+        except Exception:  # noqa: BLE001 - the session boundary
+            pieces = []
+            for command in commands:
+                try:
+                    pieces.append(self._encode((command,)))
+                except Exception as error:  # noqa: BLE001 - the session boundary
+                    pieces.append(self._encode((self._failure_reply(command, error),)))
+            return b"".join(pieces)
+
+    def _post(self, commands: Sequence[Command]) -> None:
+        """Queue commands from outside the reading task, and see that a task writes them."""
+        self._enqueue(self._encode(commands))
+        if not self._writing and self._nursery is not None and not self.closed:
+            self._writing = True
+            self._nursery.start_soon(self._write_queue)
+
+    def _enqueue(self, payload: bytes) -> None:
+        self._outgoing.append(payload)
+        self._outgoing_bytes += len(payload)
+        if self._outgoing_bytes > self._settings.outgoing_bytes_max:
+            self.close(f"dropped, it left {self._outgoing_bytes} bytes unread")
+
+    async def _reply(self, replies: Sequence[Command]) -> None:
+        """Write the replies of one chunk from the reading task; pause it while too much is unwritten."""
+        payload = self._encode_safely(replies)
+        if self._writing:
+            self._enqueue(payload)
+        else:
+            self._writing = True
+            sent = await self._send(payload)
+            if sent < len(payload):
+                rest = payload[sent:]
+                self._outgoing.appendleft(rest)
+                self._outgoing_bytes += len(rest)
+            if self._outgoing:
+                assert self._nursery is not None  # noqa: S101 - only called while serving
+                self._nursery.start_soon(self._write_queue)
+            else:
+                self._writing = False
+                self.last_activity = trio.current_time()
+        if self._outgoing_bytes > self._settings.outgoing_bytes_pause:
+            self._resume_reading = trio.Event()
+            await self._resume_reading.wait()
+
+    async def _write_queue(self) -> None:
+        """Write until the queue is empty.  The caller has set `_writing`; nobody else writes until it is cleared."""
+        stall_seconds = self._settings.write_stall_seconds
+        try:
+            while self._outgoing:
+                payload = self._next_payload()
+                size, position = len(payload), 0
+                while position < size:
+                    with trio.move_on_after(stall_seconds) as scope:
+                        sent = await self._send(payload[position:] if position else payload)
+                        position += sent
+                        self._outgoing_bytes -= sent
+                    if scope.cancelled_caught:
+                        self.close(f"dropped, it read nothing for {stall_seconds:g} s with {size - position} bytes due")
+                        return
+                    self.last_activity = trio.current_time()
+                    if self._resume_reading is not None and (
+                        self._outgoing_bytes <= self._settings.outgoing_bytes_pause // 2
+                    ):
+                        self._resume_reading.set()
+                        self._resume_reading = None
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self.close(f"lost while writing: {error}")
+            return
+        self._writing = False
+
+    def _next_payload(self) -> bytes:
+        outgoing = self._outgoing
+        first = outgoing.popleft()
+        if not outgoing:
+            return first
+        pieces, size = [first], len(first)
+        while outgoing and size < JOINED_WRITE_BYTES:
+            piece = outgoing.popleft()
+            pieces.append(piece)
+            size += len(piece)
+        return b"".join(pieces)
+
+    async def _wait_written(self) -> None:
+        """After the peer's end of stream: let the replies that are already queued leave."""
+        while self._writing and self._outgoing_bytes:
+            self._resume_reading = trio.Event()
+            await self._resume_reading.wait()

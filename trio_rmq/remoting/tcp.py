@@ -1,0 +1,114 @@
+"""RocketMQ's TCP remoting, server side: frames over a Trio socket, read and written directly.
+
+A read takes all that the system has, up to a bound; every whole frame in it is decoded and dispatched, and the replies
+leave in one send.  Source of the frame: protocol/README.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import trio
+
+from trio_rmq.errors import ProtocolError
+from trio_rmq.remoting.handlers import HandlerTable
+from trio_rmq.remoting.session import Session, SessionCallback, logger
+from trio_rmq.remoting.settings import RemotingSettings
+from trio_rmq.wire.command import FLAG_RESPONSE, Command, SerializeType
+from trio_rmq.wire.frame import FrameSplitter, decode_frame, encode_frame
+
+SMALL_READ_BYTES = 64 * 1024
+"""Size of a read until one comes back full: a chunk of this size is answered within a few milliseconds."""
+
+ACTIVE_READ_BYTES = 1024
+"""A read without a whole frame counts against idleness from this size on: a frame that drips in does not."""
+
+
+class TcpSession(Session):
+    """A connection that speaks length-prefixed frames; `first` are the bytes read to tell the transport."""
+
+    transport: Literal["tcp", "websocket"] = "tcp"
+
+    __slots__ = ("_first", "_splitter")
+
+    def __init__(
+        self,
+        socket: trio.socket.SocketType,
+        first: bytes,
+        handlers: HandlerTable,
+        settings: RemotingSettings,
+        *,
+        on_open: SessionCallback | None = None,
+        on_close: SessionCallback | None = None,
+    ) -> None:
+        super().__init__(socket, handlers, settings, on_open=on_open, on_close=on_close)
+        self._first = first
+        self._splitter = FrameSplitter()
+
+    async def _serve(self) -> None:
+        receive = self._socket.recv
+        split = self._splitter.feed
+        large_read = self._settings.read_chunk_bytes
+        small_read = min(SMALL_READ_BYTES, large_read)
+        read_size = small_read
+        data, self._first = self._first, b""
+        try:
+            while data:
+                frames = split(data)
+                if frames:
+                    self.last_activity = trio.current_time()
+                    try:
+                        commands = [decode_frame(frame) for frame in frames]
+                    except ProtocolError:
+                        replies = self._handle_one_by_one(frames)
+                    else:
+                        replies = self._handle(commands)
+                    if replies:
+                        await self._reply(replies)
+                elif len(data) >= ACTIVE_READ_BYTES:
+                    self.last_activity = trio.current_time()
+                read_size = large_read if len(data) >= small_read else small_read
+                data = await receive(read_size)
+        except ProtocolError as error:
+            logger.warning("connection with %s: closed, %s", self.peer, error)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            logger.debug("connection with %s: lost, %s", self.peer, error)
+            self.close(f"lost: {error}")
+
+    def _handle_one_by_one(self, frames: Sequence[bytes]) -> list[Command]:
+        """The frames of a chunk with a bad one in it: the others are served, in their order.
+
+        A bad one is answered when its opaque could be read; otherwise its ProtocolError comes out, with those before
+        it served and answered, and the connection closes.
+        """
+        replies: list[Command] = []
+        for frame in frames:
+            try:
+                command = decode_frame(frame)
+            except ProtocolError as error:
+                if error.fatal or error.opaque is None:
+                    if replies:
+                        self._enqueue(self._encode_safely(replies))
+                    raise
+                binary = frame[0] == SerializeType.ROCKETMQ
+                replies.append(
+                    Command(
+                        error.response_code,
+                        remark=str(error),
+                        flag=FLAG_RESPONSE,
+                        opaque=error.opaque,
+                        serialize_type=SerializeType.ROCKETMQ if binary else SerializeType.JSON,
+                    )
+                )
+            else:
+                replies.extend(self._handle((command,)))
+        return replies
+
+    def _encode(self, commands: Sequence[Command]) -> bytes:
+        if len(commands) == 1:
+            return encode_frame(commands[0])
+        return b"".join([encode_frame(command) for command in commands])
+
+    async def _send(self, payload: bytes) -> int:
+        return await self._socket.send(payload)

@@ -1,0 +1,198 @@
+"""WebSocket + CBOR, server side: each binary message is a CBOR sequence of commands, and so is each of ours.
+
+The replies of one message leave in one message; commands that queue up while a message is being sent join the next one.
+trio-websocket does the handshake, masking, ping and close over `_SessionStream`, which replays the bytes that told the
+transport and keeps the session's clock.  No extension is negotiated: compressing what may hold other people's messages
+costs more than it saves here, and leaks lengths.
+
+A web page may open a WebSocket to any host its reader can reach, so a handshake with an `Origin` is refused unless the
+settings allow that origin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import trio
+from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, wrap_server_stream
+
+from trio_rmq.errors import ProtocolError
+from trio_rmq.remoting.handlers import HandlerTable
+from trio_rmq.remoting.session import Session, SessionCallback, logger
+from trio_rmq.remoting.settings import WEBSOCKET_PROTOCOL, RemotingSettings
+from trio_rmq.wire.cbor_codec import decode_commands, encode_commands
+from trio_rmq.wire.command import FLAG_RESPONSE, Command, SerializeType
+
+READ_BYTES = 64 * 1024
+CLOSE_SECONDS = 1.0
+"""Longest wait for the peer's half of a closing handshake."""
+
+CLOSE_PROTOCOL_ERROR = 1002
+CLOSE_UNSUPPORTED_DATA = 1003
+
+
+class _SessionStream(trio.abc.Stream):
+    """A session's socket as the stream that trio-websocket reads and writes."""
+
+    def __init__(self, session: WebSocketSession, socket: trio.socket.SocketType, first: bytes) -> None:
+        self._session = session
+        self._socket = socket
+        self._first = first
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if self._first:
+            data, self._first = self._first, b""
+            await trio.lowlevel.checkpoint()
+            return data
+        try:
+            data = await self._socket.recv(max_bytes or READ_BYTES)
+        except OSError as error:
+            raise trio.BrokenResourceError(str(error)) from error
+        self._session.last_activity = trio.current_time()
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of `data`; the session is dropped when the peer takes no byte for the stall time."""
+        session = self._session
+        view = memoryview(data)
+        stall_seconds = session.settings.write_stall_seconds
+        try:
+            position = await self._socket.send(view)
+            while position < len(view):
+                with trio.move_on_after(stall_seconds) as scope:
+                    position += await self._socket.send(view[position:])
+                    session.last_activity = trio.current_time()
+                if scope.cancelled_caught:
+                    left = len(view) - position
+                    session.close(f"dropped, it read nothing for {stall_seconds:g} s with {left} bytes due")
+                    raise trio.BrokenResourceError("the peer stopped reading")
+        except OSError as error:
+            raise trio.BrokenResourceError(str(error)) from error
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        self._socket.close()
+        self._session.stream_closed()
+        await trio.lowlevel.checkpoint()
+
+
+class WebSocketSession(Session):
+    """A connection that speaks WebSocket; `first` are the bytes read to tell the transport."""
+
+    transport: Literal["tcp", "websocket"] = "websocket"
+
+    __slots__ = ("_first", "_handshake_scope", "_websocket")
+
+    def __init__(
+        self,
+        socket: trio.socket.SocketType,
+        first: bytes,
+        handlers: HandlerTable,
+        settings: RemotingSettings,
+        *,
+        on_open: SessionCallback | None = None,
+        on_close: SessionCallback | None = None,
+    ) -> None:
+        super().__init__(socket, handlers, settings, on_open=on_open, on_close=on_close)
+        self._first = first
+        self._handshake_scope: trio.CancelScope | None = None
+        self._websocket: WebSocketConnection | None = None
+
+    @property
+    def settings(self) -> RemotingSettings:
+        """The bounds this session is held to."""
+        return self._settings
+
+    def stream_closed(self) -> None:
+        """trio-websocket closed the stream; before the handshake is done that is all it tells."""
+        if self._handshake_scope is not None:
+            self._handshake_scope.cancel()
+
+    async def _serve(self) -> None:
+        try:
+            websocket = await self._shake_hands()
+            if websocket is not None:
+                self._websocket = websocket
+                await self._serve_messages(websocket)
+        except ConnectionClosed as closed:
+            logger.debug("connection with %s: WebSocket closed, %r", self.peer, closed.reason)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self.close(f"lost: {error}")
+
+    async def _shake_hands(self) -> WebSocketConnection | None:
+        assert self._nursery is not None  # noqa: S101 - called inside the session's nursery
+        stream = _SessionStream(self, self._socket, self._first)
+        self._first = b""
+        with trio.move_on_after(self._settings.handshake_seconds) as self._handshake_scope:
+            request = await wrap_server_stream(
+                self._nursery,
+                stream,
+                max_message_size=self._settings.message_size_max_bytes,
+                receive_buffer_size=READ_BYTES,
+            )
+            refusal = self._refusal(request)
+            if refusal is None:
+                websocket = await request.accept(subprotocol=WEBSOCKET_PROTOCOL)
+                self._handshake_scope = None
+                return websocket
+            status, reason = refusal
+            logger.warning("connection with %s: WebSocket refused, %s", self.peer, reason)
+            await request.reject(status, body=f"{reason}\n".encode(), extra_headers=[(b"Content-Type", b"text/plain")])
+            return None
+        logger.warning("connection with %s: closed, no valid WebSocket handshake", self.peer)
+        return None
+
+    def _refusal(self, request: WebSocketRequest) -> tuple[int, str] | None:
+        """The HTTP status and sentence to refuse the handshake with, or None to accept it."""
+        allowed = self._settings.allowed_origins
+        for name, value in request.headers:
+            if name.lower() == b"origin":
+                origin = value.decode("latin-1")
+                if origin not in allowed and "*" not in allowed:
+                    return 403, f"origin {origin!r} is not allowed"
+        if WEBSOCKET_PROTOCOL not in request.proposed_subprotocols:
+            return 400, f"the sub-protocol {WEBSOCKET_PROTOCOL} must be proposed"
+        return None
+
+    async def _serve_messages(self, websocket: WebSocketConnection) -> None:
+        while True:
+            message = await websocket.get_message()
+            if not isinstance(message, bytes):
+                await self._refuse_message(websocket, CLOSE_UNSUPPORTED_DATA, "text message, binary ones carry CBOR")
+                return
+            try:
+                replies = self._handle(decode_commands(message))
+            except ProtocolError as error:
+                if error.fatal or error.opaque is None:
+                    await self._refuse_message(websocket, CLOSE_PROTOCOL_ERROR, str(error))
+                    return
+                replies = [
+                    Command(
+                        error.response_code,
+                        remark=str(error),
+                        flag=FLAG_RESPONSE,
+                        opaque=error.opaque,
+                        serialize_type=SerializeType.CBOR,
+                    )
+                ]
+            if replies:
+                await self._reply(replies)
+
+    async def _refuse_message(self, websocket: WebSocketConnection, code: int, reason: str) -> None:
+        logger.warning("connection with %s: closed, %s", self.peer, reason)
+        with trio.move_on_after(CLOSE_SECONDS):
+            await websocket.aclose(code, reason[:100])
+
+    def _encode(self, commands: Sequence[Command]) -> bytes:
+        return encode_commands(commands)
+
+    async def _send(self, payload: bytes) -> int:
+        assert self._websocket is not None  # noqa: S101 - nothing is sent before the handshake
+        try:
+            await self._websocket.send_message(payload)
+        except ConnectionClosed as closed:
+            raise trio.BrokenResourceError(f"WebSocket closed, {closed.reason!r}") from None
+        return len(payload)
