@@ -21,9 +21,7 @@ class ProtocolError(RocketMQError):
     only then can a command that does not decode be answered.
     """
 
-    def __init__(
-        self, message: str, *, response_code: int = 1, fatal: bool = False, opaque: int | None = None
-    ) -> None:
+    def __init__(self, message: str, *, response_code: int = 1, fatal: bool = False, opaque: int | None = None) -> None:
         super().__init__(message)
         self.response_code = response_code
         self.fatal = fatal

@@ -1,7 +1,7 @@
 """Every bound of the system with its reason, so that no peer can make this process take memory without end.
 
-A limit is checked before the memory it guards is taken.  Values that RocketMQ fixes name their key; where a configuration
-key can change one, the constant here is that key's default.
+A limit is checked before the memory it guards is taken.  Values that RocketMQ fixes name their key; where a
+configuration key can change one, the constant here is that key's default.
 """
 
 FRAME_SIZE_MAX_BYTES = 16 * 1024 * 1024
@@ -20,7 +20,7 @@ CONNECTIONS_MAX = 20_000
 """Most connections of one listener: 10,000 idle clients with both ports open, and room for one restart's overlap."""
 
 REQUESTS_IN_FLIGHT_MAX = 16_384
-"""Most unanswered requests of one connection, held pulls not counted; RocketMQ's own client stops at 65,535 a process."""
+"""Most unanswered requests of one connection, held pulls not counted; RocketMQ's client stops at 65,535 a process."""
 
 HELD_PULLS_MAX = 100_000
 """Most held pulls of one broker (RocketMQ: maxPopPollingSize bounds only pop); each takes about 2 KB."""

@@ -92,6 +92,7 @@ class TcpSession(Session):
                         self._enqueue(self._encode_safely(replies))
                     raise
                 binary = frame[0] == SerializeType.ROCKETMQ
+                binary = frame[0] == SerializeType.ROCKETMQ
                 replies.append(
                     Command(
                         error.response_code,
