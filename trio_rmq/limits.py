@@ -63,3 +63,9 @@ CLIENT_REQUESTS_MAX = 65_535
 
 STORE_HANDLES_MAX = 512
 """Most file handles the store keeps open at once, however many queues it has: half of the usual limit of 1,024."""
+
+BODY_DEPTH_MAX = 32
+"""Deepest nesting accepted in a JSON body; the deepest real one (a static topic's mapping) has eight levels."""
+
+INFLATED_BODY_MAX_BYTES = 64 * 1024 * 1024
+"""Largest registration body after inflating: 200,000 topics with attributes; a deflated frame could claim 16 GiB."""
