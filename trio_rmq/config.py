@@ -1,0 +1,419 @@
+"""Settings as typed values, read from RocketMQ's own `key=value` files and from `KEY=VALUE` overrides.
+
+Invariants: a Python field is the RocketMQ key in snake case (`brokerIP1` -> `broker_ip1`) with RocketMQ's unit and the
+default of 4.9.x; where ours differs the field says so.  Only keys that mean something to this package have a field.
+A value that does not fit is a `ConfigError` that names key, value and what is wanted, where RocketMQ would go on
+silently with the default; a key that nobody knows is a warning that names the nearest one; the keys RocketMQ has for
+its thread pools, memory maps and the like are listed once as ignored.  Nothing here looks at the environment or keeps
+state.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+
+import msgspec
+from msgspec import Meta, Struct
+
+from trio_rmq.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Positive = Annotated[int, Meta(ge=1, le=2**62)]
+NotNegative = Annotated[int, Meta(ge=0, le=2**62)]
+PositiveInt32 = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+
+_CONSUME_QUEUE_ENTRY_BYTES = 20
+
+_KEY_OF_FIELD = {"broker_ip1": "brokerIP1", "broker_ip2": "brokerIP2", "check_crc_on_recover": "checkCRCOnRecover"}
+"""Fields whose key is not the plain camel case of the field."""
+
+_OLD_SPELLINGS = {
+    "mapedFileSizeCommitLog": "mappedFileSizeCommitLog",
+    "mapedFileSizeConsumeQueue": "mappedFileSizeConsumeQueue",
+}
+"""Keys as RocketMQ up to 4.5 spelt them."""
+
+
+def key_of_field(field: str) -> str:
+    """RocketMQ's key of a field: `mapped_file_size_commit_log` -> `mappedFileSizeCommitLog`."""
+    if field in _KEY_OF_FIELD:
+        return _KEY_OF_FIELD[field]
+    first, *rest = field.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+class BrokerConfig(Struct, kw_only=True, rename=key_of_field):
+    """The broker's own keys (RocketMQ: BrokerConfig)."""
+
+    listen_port: Port = 10911
+    """Port of clients and name servers; 0 lets the system choose. RocketMQ's fast port is this minus 2."""
+    fast_port_enable: bool = True
+    """Ours: whether the fast port (listenPort - 2, for Java clients up to 4.4.0) is served as well."""
+    broker_cluster_name: str = "DefaultCluster"
+    broker_name: str = "DEFAULT_BROKER"
+    """`load_broker_settings` puts the machine's name here when the caller knows it, as RocketMQ does."""
+    broker_id: Annotated[int, Meta(ge=0, le=2**62)] = 0
+    broker_ip1: str = ""
+    """Address that clients are told; empty: the server finds this machine's."""
+    broker_ip2: str = ""
+    """Address that slaves are told; empty: as brokerIP1."""
+    broker_permission: Annotated[int, Meta(ge=0, le=7)] = 6
+    """2 write, 4 read."""
+    namesrv_addr: str = ""
+    """Name servers, `host:port` separated by `;`; empty: registered nowhere."""
+    auto_create_topic_enable: bool = True
+    auto_create_subscription_group: bool = True
+    default_topic_queue_nums: PositiveInt32 = 8
+    cluster_topic_enable: bool = True
+    broker_topic_enable: bool = True
+    trace_topic_enable: bool = False
+    msg_trace_topic_name: str = "RMQ_SYS_TRACE_TOPIC"
+    trace_on: bool = True
+    """Told to clients as TRACE_ON in the answer to a send."""
+    region_id: str = "DefaultRegion"
+    """Told to clients as MSG_REGION in the answer to a send."""
+    long_polling_enable: bool = True
+    short_polling_time_mills: Positive = 1000
+    notify_consumer_ids_changed_enable: bool = True
+    register_name_server_period: Positive = 30_000
+    """Milliseconds between two registrations; RocketMQ holds it to 10,000..60,000, here any value serves."""
+    register_broker_timeout_mills: Positive = 6000
+    force_register: bool = True
+    """Register every period even when nothing changed; otherwise the name server is first asked for its version."""
+    compressed_register: bool = False
+    flush_consumer_offset_interval: Positive = 5000
+    """Milliseconds between two writes of consumerOffset.json."""
+    channel_expired_timeout: Positive = 120_000
+    """A client silent for this many milliseconds leaves its groups (fixed in 4.9, a key in 5.x)."""
+
+    def name_servers(self) -> list[str]:
+        """`namesrvAddr` taken apart: `host:port` each, blanks and empty parts dropped."""
+        return [part.strip() for part in self.namesrv_addr.split(";") if part.strip()]
+
+
+class MessageStoreConfig(Struct, kw_only=True, rename=key_of_field):
+    """The store's keys (RocketMQ: MessageStoreConfig); sizes in bytes, intervals in milliseconds."""
+
+    store_path_root_dir: str = "store"
+    """RocketMQ's default is `store` in the home folder; ours is in the working folder."""
+    store_path_commit_log: str = ""
+    """Empty: `commitlog` below storePathRootDir."""
+    mapped_file_size_commit_log: Annotated[int, Meta(ge=4096, le=2**31 - 1)] = 1024 * 1024 * 1024
+    mapped_file_size_consume_queue: Annotated[int, Meta(ge=20, le=2**31 - 1)] = 300_000 * _CONSUME_QUEUE_ENTRY_BYTES
+    """Rounded up to whole entries of 20 bytes."""
+    broker_role: Literal["ASYNC_MASTER", "SYNC_MASTER", "SLAVE"] = "ASYNC_MASTER"
+    flush_disk_type: Literal["ASYNC_FLUSH", "SYNC_FLUSH"] = "ASYNC_FLUSH"
+    """SYNC_FLUSH: SEND_OK only after the message is synced to the disk."""
+    flush_interval_commit_log: Positive = 500
+    flush_commit_log_least_pages: NotNegative = 4
+    flush_commit_log_thorough_interval: Positive = 10_000
+    flush_interval_consume_queue: Positive = 1000
+    flush_consume_queue_least_pages: NotNegative = 2
+    flush_consume_queue_thorough_interval: Positive = 60_000
+    sync_flush_timeout: Positive = 5000
+    """Longest wait of one send for its sync before FLUSH_DISK_TIMEOUT is answered."""
+    check_crc_on_recover: bool = True
+    max_message_size: Annotated[int, Meta(ge=1, le=16 * 1024 * 1024)] = 4 * 1024 * 1024
+    """Largest body."""
+    max_transfer_bytes_on_message_in_memory: PositiveInt32 = 262_144
+    max_transfer_count_on_message_in_memory: PositiveInt32 = 32
+    max_transfer_bytes_on_message_in_disk: PositiveInt32 = 65_536
+    max_transfer_count_on_message_in_disk: PositiveInt32 = 8
+    access_message_in_memory_max_ratio: Annotated[int, Meta(ge=0, le=100)] = 40
+    """Per cent of memory that the newest messages are taken to be cached in."""
+    message_delay_level: str = "1s 5s 10s 30s 1m 2m 3m 4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h"
+    delete_when: str = "04"
+    """Hours of the day, `;` between them, at which old files are deleted."""
+    file_reserved_time: NotNegative = 72
+    """Hours that a full file is kept."""
+    disk_max_used_space_ratio: Annotated[int, Meta(ge=10, le=95)] = 75
+
+    def __post_init__(self) -> None:
+        entry = _CONSUME_QUEUE_ENTRY_BYTES
+        self.mapped_file_size_consume_queue = -(-self.mapped_file_size_consume_queue // entry) * entry
+
+    @property
+    def commit_log_folder(self) -> str:
+        """Where the commit log's files are."""
+        return self.store_path_commit_log or f"{self.store_path_root_dir}/commitlog"
+
+    @property
+    def sync_flush(self) -> bool:
+        """Whether a send waits for the disk."""
+        return self.flush_disk_type == "SYNC_FLUSH"
+
+
+class NamesrvConfig(Struct, kw_only=True, rename=key_of_field):
+    """The name server's own keys (RocketMQ: NamesrvConfig)."""
+
+    listen_port: Port = 9876
+    kv_config_path: str = "namesrv/kvConfig.json"
+    """RocketMQ's default is this path in the home folder; ours is in the working folder."""
+    scan_not_active_broker_interval: Positive = 5000
+    """Milliseconds between two looks for silent brokers (fixed 10,000 in 4.9, a key in 5.x)."""
+    heartbeat_timeout_millis: Positive = 120_000
+    """Ours: a broker silent this long is dropped, unless its registration asks for another time."""
+    order_message_enable: bool = False
+    """Whether route answers carry the order-topic configuration."""
+    return_order_topic_config_to_broker: bool = True
+    """Whether the answer to a registration carries the order-topic table (a key in 5.x; always in 4.9)."""
+
+
+class RemotingConfig(Struct, kw_only=True, rename=key_of_field):
+    """Keys of the listening side (RocketMQ: NettyServerConfig), for name server and broker alike."""
+
+    bind_address: str = "0.0.0.0"  # noqa: S104 - RocketMQ's default; `trio-rmq standalone` sets 127.0.0.1
+    server_channel_max_idle_time_seconds: Positive = 120
+    server_socket_backlog: PositiveInt32 = 1024
+    allowed_origins: str = ""
+    """Ours: web origins (`https://example.org`) whose pages may connect by WebSocket, `;` or `,` between them; `*` is
+    every one.  Clients that send no Origin header are not browsers and are not asked."""
+
+    def origins(self) -> frozenset[str]:
+        """`allowedOrigins` taken apart."""
+        return frozenset(part.strip() for part in re.split("[;,]", self.allowed_origins) if part.strip())
+
+
+class BrokerSettings(NamedTuple):
+    """All that one broker reads from its file."""
+
+    broker: BrokerConfig
+    store: MessageStoreConfig
+    remoting: RemotingConfig
+
+
+class NamesrvSettings(NamedTuple):
+    """All that one name server reads from its file."""
+
+    namesrv: NamesrvConfig
+    remoting: RemotingConfig
+
+
+_WITHOUT_EFFECT_YET = frozenset({
+    "brokerIP2", "messageDelayLevel", "deleteWhen", "fileReservedTime", "diskMaxUsedSpaceRatio",
+})  # fmt: skip
+"""Known keys whose feature is not in this version: accepted, checked, and said to have no effect."""
+
+ApacheKeys = Callable[[], Collection[str]]
+"""Gives every key RocketMQ has; called only when a key was met that has no field here."""
+
+
+def load_broker_settings(
+    path: str | Path | None,
+    overrides: Iterable[str] = (),
+    *,
+    host_name: str | None = None,
+    apache_keys: ApacheKeys = frozenset,
+) -> BrokerSettings:
+    """The settings in the file at `path` (None: no file), changed by `overrides` (`KEY=VALUE` each, the last wins).
+
+    `host_name` stands for a brokerName that nobody set.  Raises ConfigError.
+    """
+    values = _collect(path, overrides)
+    if host_name and "brokerName" not in values:
+        values["brokerName"] = (host_name, "the machine's name")
+    broker, store, remoting = _build((BrokerConfig, MessageStoreConfig, RemotingConfig), values, apache_keys)
+    settings = BrokerSettings(broker, store, remoting)
+    _check_broker(settings)
+    return settings
+
+
+def load_namesrv_settings(
+    path: str | Path | None, overrides: Iterable[str] = (), *, apache_keys: ApacheKeys = frozenset
+) -> NamesrvSettings:
+    """The name server's settings, from a file and overrides as in `load_broker_settings`; raises ConfigError."""
+    namesrv, remoting = _build((NamesrvConfig, RemotingConfig), _collect(path, overrides), apache_keys)
+    return NamesrvSettings(namesrv, remoting)
+
+
+def load_standalone_settings(
+    path: str | Path | None, overrides: Iterable[str] = (), *, apache_keys: ApacheKeys = frozenset
+) -> tuple[NamesrvConfig, BrokerSettings]:
+    """Name server and broker from one file: both take what they know, and `listenPort` is the broker's alone.
+
+    Differs from a broker's file in two defaults: brokerName is `broker-a`, and where neither bindAddress nor
+    brokerIP1 is set both are 127.0.0.1, so that a first try is not open to the network.  Raises ConfigError.
+    """
+    values = _collect(path, overrides)
+    values.setdefault("brokerName", ("broker-a", "default"))
+    if "brokerIP1" not in values:
+        bound = values.setdefault("bindAddress", ("127.0.0.1", "default"))[0]
+        if bound not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+            values["brokerIP1"] = (bound, "default")
+    types = (BrokerConfig, MessageStoreConfig, RemotingConfig, NamesrvConfig)
+    broker, store, remoting, namesrv = _build(types, values, apache_keys)
+    namesrv.listen_port = NamesrvConfig().listen_port
+    settings = BrokerSettings(broker, store, remoting)
+    _check_broker(settings)
+    return namesrv, settings
+
+
+def parse_properties(text: str) -> dict[str, str]:
+    r"""The pairs of a Java properties text: `#` and `!` comments, `=`, `:` or blanks between key and value, `\` at a
+    line's end joins the next line, `\t \n \r \f \uXXXX` escapes; a key given twice has its last value.
+
+    Blanks after a value are dropped (Java keeps them, and then fails to read numbers).  Raises ConfigError.
+    """
+    pairs: dict[str, str] = {}
+    lines = iter(enumerate(text.splitlines(), 1))
+    for number, line in lines:
+        logical = line.lstrip(" \t\f")
+        if not logical or logical[0] in "#!":
+            continue
+        while _odd_backslashes(logical):
+            logical = logical[:-1] + next(lines, (0, ""))[1].lstrip(" \t\f")
+        matched = _KEY_AND_VALUE.fullmatch(logical.rstrip())
+        assert matched is not None  # noqa: S101 - the pattern takes every line
+        try:
+            pairs[_unescape(matched[1])] = _unescape(matched[2])
+        except ValueError as error:
+            raise ConfigError(f"line {number}: {error}") from None
+    return pairs
+
+
+_KEY_AND_VALUE = re.compile(r"((?:\\.|[^\\=: \t\f])*)[ \t\f]*[=:]?[ \t\f]*(.*)", re.DOTALL)
+_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.?)", re.DOTALL)
+
+
+def _odd_backslashes(line: str) -> bool:
+    return (len(line) - len(line.rstrip("\\"))) % 2 == 1
+
+
+def _unescape(text: str) -> str:
+    def replace(found: re.Match[str]) -> str:
+        what = found[1]
+        if len(what) == 5:
+            return chr(int(what[1:], 16))
+        if what == "u":
+            raise ValueError(f"\\u needs four hex digits in {text!r}")
+        return {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}.get(what, what)
+
+    return _ESCAPE.sub(replace, text) if "\\" in text else text
+
+
+def _collect(path: str | Path | None, overrides: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Key -> (text, where it came from), old spellings made new."""
+    values: dict[str, tuple[str, str]] = {}
+    if path is not None:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"the configuration file {path} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"the configuration file {path} is not UTF-8 text") from None
+        try:
+            pairs = parse_properties(text)
+        except ConfigError as error:
+            raise ConfigError(f"the configuration file {path}, {error}") from None
+        for key, value in pairs.items():
+            _put(values, key, value, str(path))
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(f"{override!r} is no setting; write KEY=VALUE")
+        _put(values, key.strip(), value.strip(), "the command line")
+    return values
+
+
+def _put(values: dict[str, tuple[str, str]], key: str, value: str, source: str) -> None:
+    key = key[:1].lower() + key[1:]  # RocketMQ goes by the setter's name, so it cannot tell the two cases
+    new = _OLD_SPELLINGS.get(key)
+    if new is not None:
+        logger.info("%s: %s is now spelt %s", source, key, new)
+    values[new or key] = (value, source)
+
+
+def _build(
+    types: tuple[type[Struct], ...], values: Mapping[str, tuple[str, str]], apache_keys: ApacheKeys
+) -> list[Any]:
+    """One instance of each type; a key that several have goes to each. Logs the keys that nobody takes."""
+    built: list[Any] = []
+    known: set[str] = set()
+    for struct in types:
+        arguments: dict[str, object] = {}
+        for field in msgspec.structs.fields(struct):
+            known.add(field.encode_name)
+            if field.encode_name in values:
+                text, source = values[field.encode_name]
+                arguments[field.name] = _convert(field.encode_name, text, field.type, source)
+        built.append(struct(**arguments))
+    _say_unused({key: source for key, (_, source) in values.items()}, known, apache_keys)
+    return built
+
+
+_WANTED = {"true": True, "false": False}
+
+
+def _convert(key: str, text: str, wanted: Any, source: str) -> object:
+    """`text` as the field's type; the error names what is wanted."""
+    origin = get_origin(wanted)
+    if origin is Annotated:
+        base, meta = get_args(wanted)[:2]
+    else:
+        base, meta = wanted, None
+    if origin is Literal:
+        if text in get_args(wanted):
+            return text
+        reason = "one of " + ", ".join(get_args(wanted))
+    elif base is bool:
+        if text.lower() in _WANTED:
+            return _WANTED[text.lower()]
+        reason = "true or false"
+    elif base is int:
+        low, high = (meta.ge, meta.le) if isinstance(meta, Meta) else (None, None)
+        if re.fullmatch(r"[+-]?[0-9]{1,19}", text):
+            number = int(text)
+            if (low is None or number >= low) and (high is None or number <= high):
+                return number
+        reason = "a whole number"
+        if low is not None and high is not None:
+            reason += f" from {low} to {high}" if high < 2**62 else f", {low} or more"
+    else:
+        return text
+    raise ConfigError(f"{key}={text} ({source}): the value must be {reason}")
+
+
+def _say_unused(sources: Mapping[str, str], known: set[str], apache_keys: ApacheKeys) -> None:
+    """Logs, at most once each: keys not in this version, keys that cannot apply here, keys that nobody knows."""
+    waiting = sorted(key for key in sources if key in known and key in _WITHOUT_EFFECT_YET)
+    if waiting:
+        logger.info("no effect in this version: %s", ", ".join(waiting))
+    others = [key for key in sources if key not in known]
+    if not others:
+        return
+    apache = apache_keys()
+    ignored = sorted(key for key in others if key in apache)
+    if ignored:
+        logger.info("RocketMQ keys that do not apply here, ignored: %s", ", ".join(ignored))
+    for key in others:
+        if key not in apache:
+            nearest = _nearest(key, known)
+            hint = f"; did you mean {nearest}?" if nearest else ""
+            logger.warning("unknown key %s (%s) is ignored%s", key, sources[key], hint)
+
+
+def _nearest(key: str, known: Collection[str]) -> str | None:
+    import difflib  # only needed to word a warning; keeps it out of every start
+
+    lower = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(key.lower(), lower, n=1, cutoff=0.6)
+    return lower[found[0]] if found else None
+
+
+def _check_broker(settings: BrokerSettings) -> None:
+    """What no single key can tell."""
+    role = settings.store.broker_role
+    if role != "ASYNC_MASTER":
+        raise ConfigError(f"brokerRole={role} needs replication, which this version does not have; use ASYNC_MASTER")
+    if settings.broker.broker_id != 0:
+        raise ConfigError("brokerId must be 0: a master has 0, and this version has no slaves")
+    if not settings.broker.broker_name or not settings.broker.broker_cluster_name:
+        raise ConfigError("brokerName and brokerClusterName must not be empty")
+    if settings.broker.fast_port_enable and settings.broker.listen_port in (1, 2):
+        raise ConfigError("listenPort must be above 2, or fastPortEnable=false: the fast port is listenPort - 2")
