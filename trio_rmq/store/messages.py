@@ -94,7 +94,7 @@ class GetResult(msgspec.Struct, gc=False):
 
 
 class StoreStatistics(msgspec.Struct, frozen=True):
-    """A snapshot of the store.  Offsets are physical, in bytes; `synced_offset` says how much would survive a power loss."""
+    """A snapshot of the store.  Offsets are physical; what is before `synced_offset` survives a power loss."""
 
     min_physical_offset: int
     max_physical_offset: int

@@ -1,0 +1,249 @@
+"""Appending: many messages, one write, their offsets at once.
+
+All records of a call are built in memory, written in one call per file (a second file only when the first is full),
+and only then become visible.  Between taking a queue offset and the write there is no await, so no other task sees a
+number that is taken back when the disk has no room.
+
+Invariants: store times never go back along the log; queue offsets have no gap, also after a refused message; a refused
+message leaves no byte behind; entries come straight from memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from trio_rmq.clock import wall_ms
+from trio_rmq.errors import ProtocolError, StoreFailedError
+from trio_rmq.limits import PROPERTIES_SIZE_MAX_BYTES, TOPIC_LENGTH_MAX
+from trio_rmq.store.commit_log import CommitLog, LogFullError
+from trio_rmq.store.consume_queue import ENTRY, ENTRY_SIZE_BYTES, ConsumeQueue, ConsumeQueues
+from trio_rmq.store.dispatch import DelayLevels
+from trio_rmq.store.messages import AppendResult, AppendStatus, NewMessage
+from trio_rmq.wire.ids import Host
+from trio_rmq.wire.record import BLANK_SIZE_BYTES, encode_blank, encode_record, record_size
+
+Staged = list[tuple[ConsumeQueue, int]]
+"""For each new entry, in order: its queue and its tags code."""
+
+_OK = AppendStatus.PUT_OK
+_pack_entry = ENTRY.pack
+
+
+class Appender:
+    """Builds records, assigns offsets and writes; `wrote` is told (end of the log, new entries) after each write.
+
+    `failed` is told the reason when the log cannot be trusted any more; from then on `refuse` answers everything.
+    """
+
+    def __init__(
+        self,
+        log: CommitLog,
+        queues: ConsumeQueues,
+        delays: DelayLevels,
+        *,
+        store_host: Host,
+        body_size_max: int,
+        wrote: Callable[[int, Staged], None],
+        failed: Callable[[StoreFailedError], None],
+    ) -> None:
+        self._log = log
+        self._queues = queues
+        self._delays = delays
+        self._wrote = wrote
+        self._failed = failed
+        self._body_size_max = body_size_max
+        self.store_host = store_host
+        self.refusal: str | None = None
+        """When set, the sentence with which every message is refused."""
+        self.last_time_ms = 0
+        """Store time of the newest record."""
+        self.messages = 0
+        self.bytes = 0
+        self.calls = 0
+
+    def append(self, messages: Sequence[NewMessage], *, together: bool = False) -> list[AppendResult]:
+        """Append in order; one result a message.
+
+        With `together` all are stored in one file or none is.  Written when this returns, and visible unless the store
+        waits for the sync.
+        """
+        if self.refusal is not None:
+            return self._refuse_all(messages, AppendStatus.SERVICE_NOT_AVAILABLE, self.refusal)
+        log = self._log
+        position = segment_start = log.position
+        file_end = log.file_end
+        parts: list[bytes] = []
+        staged: Staged = []
+        results: list[AppendResult] = []
+        earlier: list[tuple[int, list[bytes], int]] = []
+        if together:
+            fits = self._check_together(messages, file_end - position)
+            if isinstance(fits, list):
+                return fits
+            if not fits:
+                earlier.append((segment_start, [encode_blank(file_end - position)], 0))
+                position = segment_start = file_end
+                file_end += log.files.file_size
+        now = max(wall_ms(), self.last_time_ms)
+        table = self._queues.table
+        unwritten = self._queues.unwritten
+        store_host = self.store_host
+        body_size_max = self._body_size_max
+        for message in messages:
+            properties = message.properties
+            if isinstance(properties, str):
+                properties = properties.encode()
+            body = message.body
+            queue = table.get((message.topic, message.queue_id)) or self._new_queue(message)
+            if queue is None or len(body) > body_size_max or len(properties) > PROPERTIES_SIZE_MAX_BYTES:
+                results.append(self._illegal(message, len(properties)))
+                continue
+            sys_flag = message.sys_flag
+            queue_offset = 0 if sys_flag & 4 else queue.next_offset
+            try:
+                record = encode_record(
+                    queue.topic_field,
+                    message.queue_id,
+                    queue_offset,
+                    position,
+                    now,
+                    store_host,
+                    body,
+                    properties,
+                    message.flag,
+                    sys_flag,
+                    message.born_timestamp_ms,
+                    message.born_host,
+                    message.reconsume_times,
+                    message.prepared_transaction_offset,
+                )
+                size = len(record)
+                if position + size + BLANK_SIZE_BYTES > file_end:
+                    if size + BLANK_SIZE_BYTES > log.files.file_size:
+                        results.append(self._too_long(size))
+                        continue
+                    parts.append(encode_blank(file_end - position))
+                    earlier.append((segment_start, parts, len(staged)))
+                    parts = []
+                    position = segment_start = file_end
+                    file_end += log.files.file_size
+                    record = encode_record(
+                        queue.topic_field,
+                        message.queue_id,
+                        queue_offset,
+                        position,
+                        now,
+                        store_host,
+                        body,
+                        properties,
+                        message.flag,
+                        sys_flag,
+                        message.born_timestamp_ms,
+                        message.born_host,
+                        message.reconsume_times,
+                        message.prepared_transaction_offset,
+                    )
+            except ProtocolError as error:
+                results.append(AppendResult(AppendStatus.MESSAGE_ILLEGAL, remark=str(error)))
+                continue
+            parts.append(record)
+            if not sys_flag & 4:
+                code = message.tags_code
+                if queue.is_delay:
+                    code = self._delays.deliver_time_ms(properties, now) or code
+                if not queue.tail:
+                    unwritten[queue] = None
+                queue.tail += _pack_entry(position, size, code)
+                queue.next_offset = queue_offset + 1
+                staged.append((queue, code))
+            results.append(AppendResult(_OK, position, size, queue_offset, now))
+            position += size
+        if not parts and not earlier:
+            return results
+        self.last_time_ms = now
+        self.calls += 1
+        return self._write([*earlier, (segment_start, parts, len(staged))], staged, results)
+
+    def _write(
+        self, segments: list[tuple[int, list[bytes], int]], staged: Staged, results: list[AppendResult]
+    ) -> list[AppendResult]:
+        log = self._log
+        kept = 0
+        try:
+            size = log.files.file_size
+            for start, _, _ in segments:
+                log.make_file(start - start % size)
+            last = segments[-1][0]
+            for start, parts, count in segments:
+                log.write(start, b"".join(parts))
+                kept = count
+                if start != last:
+                    log.skip_to(start - start % size + size)
+        except LogFullError as error:
+            self._take_back(staged, kept)
+            self._refuse_from(log.position, results, f"the disk is full or refuses the write ({error}): make room")
+        except StoreFailedError as error:
+            self._take_back(staged, kept)
+            self._refuse_from(log.position, results, str(error))
+            self._failed(error)
+        if kept < len(staged):
+            del staged[kept:]
+        self.messages += len(staged)
+        self.bytes += log.position - segments[0][0]
+        self._wrote(log.position, staged)
+        return results
+
+    def _take_back(self, staged: Staged, kept: int) -> None:
+        for queue, _ in staged[kept:]:
+            queue.next_offset -= 1
+            del queue.tail[-ENTRY_SIZE_BYTES:]
+            if not queue.tail:
+                self._queues.unwritten.pop(queue, None)
+
+    def _refuse_from(self, position: int, results: list[AppendResult], remark: str) -> None:
+        for index, result in enumerate(results):
+            if result.physical_offset >= position:
+                results[index] = AppendResult(AppendStatus.SERVICE_NOT_AVAILABLE, remark=remark)
+
+    def _refuse_all(self, messages: Sequence[NewMessage], status: AppendStatus, remark: str) -> list[AppendResult]:
+        return [AppendResult(status, remark=remark) for _ in messages]
+
+    def _check_together(self, messages: Sequence[NewMessage], room: int) -> bool | list[AppendResult]:
+        """Whether all fit the current file; or, when any is illegal or no file can hold them, the refusals."""
+        total = BLANK_SIZE_BYTES
+        for message in messages:
+            properties = message.properties.encode() if isinstance(message.properties, str) else message.properties
+            queue = self._queues.table.get((message.topic, message.queue_id)) or self._new_queue(message)
+            if queue is None or len(message.body) > self._body_size_max or len(properties) > PROPERTIES_SIZE_MAX_BYTES:
+                refusal = self._illegal(message, len(properties))
+                return self._refuse_all(messages, refusal.status, refusal.remark)
+            total += record_size(queue.topic_field, message.body, properties, message.born_host, self.store_host)
+        if total > self._log.files.file_size:
+            refusal = self._too_long(total - BLANK_SIZE_BYTES)
+            return self._refuse_all(messages, refusal.status, refusal.remark)
+        return total <= room
+
+    def _new_queue(self, message: NewMessage) -> ConsumeQueue | None:
+        """The queue of a message that is the first of it; None when its topic cannot name a folder or a record."""
+        topic = message.topic
+        if not topic or len(topic.encode()) > TOPIC_LENGTH_MAX or "/" in topic or "\0" in topic or topic in (".", ".."):
+            return None
+        return None if message.queue_id < 0 else self._queues.make(topic, message.queue_id)
+
+    def _illegal(self, message: NewMessage, properties_size: int) -> AppendResult:
+        if properties_size > PROPERTIES_SIZE_MAX_BYTES:
+            return AppendResult(
+                AppendStatus.PROPERTIES_SIZE_EXCEEDED,
+                remark=f"the properties have {properties_size} bytes, {PROPERTIES_SIZE_MAX_BYTES} is the most",
+            )
+        if len(message.body) > self._body_size_max:
+            remark = f"the body has {len(message.body)} bytes, maxMessageSize is {self._body_size_max}"
+        else:
+            remark = f"topic {message.topic[:200]!r} with queue {message.queue_id} cannot be stored"
+        return AppendResult(AppendStatus.MESSAGE_ILLEGAL, remark=remark)
+
+    def _too_long(self, size: int) -> AppendResult:
+        return AppendResult(
+            AppendStatus.MESSAGE_ILLEGAL,
+            remark=f"{size} bytes of records do not fit a log file of {self._log.files.file_size} bytes",
+        )

@@ -1,0 +1,302 @@
+"""Consume queues: for each message of one topic's queue 20 bytes that say where its record stands in the log.
+
+Entries are made from memory the moment a record is appended.  They wait in `tail`, where readers see them at once, and
+reach their files in groups (`write_out`); a crash loses them and recovery makes them again from the log.
+
+Invariants: entry n stands at byte 20*n of the queue's files; entries are written without a gap; `written` <= `visible`
+<= `next_offset`, where `visible` bounds what readers get (under SYNC_FLUSH it moves after the sync); nothing beyond
+`visible` reaches a file.  Source of the layout: RocketMQ ConsumeQueue.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+
+from trio_rmq.errors import StoreError
+from trio_rmq.store.disk import Disk
+from trio_rmq.store.log_files import FileHandles, LogFiles
+from trio_rmq.wire.record import encode_topic
+
+ENTRY_SIZE_BYTES = 20
+ENTRY = struct.Struct(">qiq")
+"""Physical offset, record size, tags code."""
+
+FILLER_SIZE = 0x7FFFFFFF
+"""The size field of an entry that stands before the first one of a queue which does not begin at a file's start."""
+
+DELAY_TOPIC = "SCHEDULE_TOPIC_XXXX"
+_Predicate = Callable[[int, int], bool]
+_FILLER = ENTRY.pack(0, FILLER_SIZE, 0)
+_SIZE_KEY = "mappedFileSizeConsumeQueue"
+
+
+class ConsumeQueue:
+    """One queue of one topic.  Offsets count entries; the physical offsets inside them are bytes of the commit log."""
+
+    __slots__ = (
+        "_min_for_physical", "_min_offset", "files", "is_delay", "magic", "next_offset", "queue_id", "tail", "topic",
+        "topic_field", "visible", "written",
+    )  # fmt: skip
+
+    def __init__(self, topic: str, queue_id: int, files: LogFiles) -> None:
+        self.topic = topic
+        self.queue_id = queue_id
+        self.files = files
+        self.topic_field, self.magic = encode_topic(topic)
+        self.is_delay = topic == DELAY_TOPIC
+        self.tail = bytearray()
+        self.written = 0
+        self.visible = 0
+        self.next_offset = 0
+        self._min_offset = 0
+        self._min_for_physical = -1
+
+    def load(self, *, unclean: bool) -> None:
+        """Find the queue's end in its files; entries after an empty one do not count."""
+        self.files.load(_SIZE_KEY, unclean=unclean)
+        self._set_end(self._first_without(lambda physical, size: physical >= 0 and size > 0))
+
+    def start_at(self, offset: int) -> None:
+        """Begin an empty queue at `offset`: its older messages went with the log files that held them."""
+        assert not self.files.starts, self  # noqa: S101 - only recovery calls, on a queue without files
+        self._set_end(offset)
+
+    def min_offset(self, min_physical_offset: int) -> int:
+        """The first entry whose record is still in the log, which begins at `min_physical_offset`; else the end."""
+        if self._min_for_physical != min_physical_offset:
+            self._min_offset = self._first_reaching(min_physical_offset)
+            self._min_for_physical = min_physical_offset
+        return self._min_offset
+
+    def read(self, offset: int, count: int) -> bytes:
+        """The visible entries from `offset` on, at most `count`; empty when `offset` is outside the queue."""
+        end = min(offset + count, self.visible)
+        if offset >= end or offset < 0:
+            return b""
+        written = self.written
+        if offset >= written:
+            return bytes(self.tail[(offset - written) * ENTRY_SIZE_BYTES : (end - written) * ENTRY_SIZE_BYTES])
+        parts = [self._read_files(offset, min(end, written))]
+        if end > written and len(parts[0]) == (written - offset) * ENTRY_SIZE_BYTES:
+            parts.append(bytes(self.tail[: (end - written) * ENTRY_SIZE_BYTES]))
+        return b"".join(parts)
+
+    def entry(self, offset: int) -> tuple[int, int, int] | None:
+        """(physical offset, record size, tags code) of one visible entry; None for none and for a filler."""
+        data = self.read(offset, 1)
+        if len(data) != ENTRY_SIZE_BYTES:
+            return None
+        physical, size, tags_code = ENTRY.unpack(data)
+        return None if size in (0, FILLER_SIZE) else (physical, size, tags_code)
+
+    def last_record(self) -> tuple[int, int] | None:
+        """(physical offset, size) of the record of the last visible entry, or None."""
+        entry = self.entry(self.visible - 1)
+        return None if entry is None else entry[:2]
+
+    def write_out(self) -> int:
+        """Write the visible entries that still wait in memory to their files; returns how many.
+
+        Written on return, not synced.  On OSError those not yet written keep waiting, and the call may be repeated.
+        """
+        before = self.written
+        file_size = self.files.file_size
+        while self.written < self.visible:
+            position = self.written * ENTRY_SIZE_BYTES
+            start = position - position % file_size
+            if self.files.locate(position) is None:
+                self._append_file(start, position)
+            size = min(start + file_size - position, (self.visible - self.written) * ENTRY_SIZE_BYTES)
+            self.files.write(position, bytes(self.tail[:size]))
+            self.written += size // ENTRY_SIZE_BYTES
+            if size == len(self.tail):
+                self.tail = bytearray()
+            else:
+                del self.tail[:size]
+        return self.written - before
+
+    def cut(self, end_physical_offset: int) -> bool:
+        """Drop every entry whose record begins at `end_physical_offset` or later, on disk too; True if a file changed.
+
+        What is not yet in files must have been dropped before (recovery).  Written on return, not synced.
+        """
+        end = self._first_without(lambda physical, size: physical >= 0 and size > 0 and physical < end_physical_offset)
+        position = end * ENTRY_SIZE_BYTES
+        last = self.files.locate(position)
+        before = len(self.files.starts)
+        self.files.remove_from(position if last is None else last + self.files.file_size)
+        changed = len(self.files.starts) != before
+        if last is not None:
+            changed = self.files.zero_from(position) or changed
+        self._set_end(end)
+        return changed
+
+    def remove_files(self) -> None:
+        """Remove all files and forget all entries: the queue is as if never written."""
+        self.files.remove_from(-1)
+        self._set_end(0)
+
+    def entries(self, offset: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """`read`, unpacked; a torn last entry is left out."""
+        data = self.read(offset, count)
+        return ENTRY.iter_unpack(data[: len(data) - len(data) % ENTRY_SIZE_BYTES])
+
+    def _set_end(self, end: int) -> None:
+        self.tail = bytearray()
+        self.written = self.visible = self.next_offset = end
+        self._min_for_physical = -1
+
+    def _append_file(self, start: int, first_position: int) -> None:
+        if self.files.starts and start != self.files.end:
+            raise StoreError(f"{self.files.path(start)} would not follow the queue's last file")
+        self.files.append_file(start)
+        if first_position > start:
+            filler = _FILLER * ((first_position - start) // ENTRY_SIZE_BYTES)
+            self.files.write(start, filler)
+
+    def _read_files(self, offset: int, end: int) -> bytes:
+        position, end_position = offset * ENTRY_SIZE_BYTES, end * ENTRY_SIZE_BYTES
+        parts = []
+        while position < end_position:
+            start = self.files.locate(position)
+            if start is None:
+                break
+            data = self.files.read(position, min(end_position, start + self.files.file_size) - position)
+            if not data:
+                break
+            parts.append(data)
+            position += len(data)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _first_without(self, holds: _Predicate) -> int:
+        """The first entry in the files for which `holds` is false, given that it is true for all before it."""
+        low = self.files.start // ENTRY_SIZE_BYTES
+        high = self.files.end // ENTRY_SIZE_BYTES
+        while low < high:
+            middle = (low + high) // 2
+            data = self.files.read(middle * ENTRY_SIZE_BYTES, ENTRY_SIZE_BYTES)
+            physical, size, _ = ENTRY.unpack(data) if len(data) == ENTRY_SIZE_BYTES else (-1, 0, 0)
+            if holds(physical, size):
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def _first_reaching(self, min_physical_offset: int) -> int:
+        low = self.files.start // ENTRY_SIZE_BYTES if self.files.starts else self.written
+        high = self.visible
+        while low < high:
+            middle = (low + high) // 2
+            data = self.read(middle, 1)
+            physical, size, _ = ENTRY.unpack(data) if len(data) == ENTRY_SIZE_BYTES else (-1, FILLER_SIZE, 0)
+            if size != FILLER_SIZE and physical >= min_physical_offset:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+
+class ConsumeQueues:
+    """All consume queues of a store, and which of them have entries that wait to be written or synced.
+
+    `table` maps (topic, queue id) to its queue; whoever appends looks there first.
+    """
+
+    __slots__ = (
+        "_disk",
+        "_file_size",
+        "_handles",
+        "changed_directories",
+        "directory",
+        "table",
+        "unsynced",
+        "unwritten",
+    )
+
+    def __init__(self, disk: Disk, handles: FileHandles, directory: str, file_size: int) -> None:
+        self._disk = disk
+        self._handles = handles
+        self._file_size = file_size
+        self.changed_directories: set[str] = set()
+        """Folders whose listing changed and was not synced yet."""
+        self.directory = directory
+        self.table: dict[tuple[str, int], ConsumeQueue] = {}
+        self.unwritten: dict[ConsumeQueue, None] = {}
+        """Queues with entries in `tail`, in the order they got them."""
+        self.unsynced: dict[str, None] = {}
+        """Paths of queue files written since their last sync."""
+
+    def load(self, *, unclean: bool) -> None:
+        """Find every queue folder and each queue's end.  StoreError for what does not belong there."""
+        for topic in self._disk.list_directory(self.directory):
+            for name in self._disk.list_directory(f"{self.directory}/{topic}"):
+                path = f"{self.directory}/{topic}/{name}"
+                if not name.isascii() or not name.isdigit() or not self._disk.is_directory(path):
+                    raise StoreError(f"{path} does not belong there: move it away and start again")
+                self.make(topic, int(name)).load(unclean=unclean)
+
+    def make(self, topic: str, queue_id: int) -> ConsumeQueue:
+        """The queue, made in memory when there is none; its folder comes with its first file."""
+        queue = self.table.get((topic, queue_id))
+        if queue is None:
+            files = LogFiles(
+                self._disk,
+                self._handles,
+                f"{self.directory}/{topic}/{queue_id}",
+                self._file_size,
+                self.changed_directories,
+            )
+            queue = self.table[topic, queue_id] = ConsumeQueue(topic, queue_id, files)
+        return queue
+
+    def write_out(self, queue: ConsumeQueue) -> int:
+        """`ConsumeQueue.write_out`, and remember its files for the next sync; returns how many entries it wrote."""
+        first = queue.written
+        count = queue.write_out()
+        if count:
+            file_size = queue.files.file_size
+            position = first * ENTRY_SIZE_BYTES
+            for start in range(position - position % file_size, queue.written * ENTRY_SIZE_BYTES, file_size):
+                self.unsynced[queue.files.path(start)] = None
+        if not queue.tail:
+            self.unwritten.pop(queue, None)
+        return count
+
+    def cut(self, queue: ConsumeQueue, end_physical_offset: int) -> None:
+        """`ConsumeQueue.cut` (recovery): entries still in memory go too; remembers what to sync."""
+        self.unwritten.pop(queue, None)
+        if queue.cut(end_physical_offset):
+            for start in queue.files.starts[-1:]:
+                self.unsynced[queue.files.path(start)] = None
+
+    def restart(self, queue: ConsumeQueue, offset: int) -> None:
+        """Empty `queue`, on disk too, and let it begin at `offset` (recovery)."""
+        self.unwritten.pop(queue, None)
+        for start in queue.files.starts:
+            self.unsynced.pop(queue.files.path(start), None)
+        queue.remove_files()
+        queue.start_at(offset)
+
+    def remove_topic(self, topic: str) -> int:
+        """Remove all queues of `topic` with their files; returns how many there were.  Written, not synced."""
+        gone = [key for key in self.table if key[0] == topic]
+        for key in gone:
+            self.drop(key)
+        folder = f"{self.directory}/{topic}"
+        if self._disk.is_directory(folder) and not self._disk.list_directory(folder):
+            self._disk.remove_directory(folder)
+            self.changed_directories.add(self.directory)
+        return len(gone)
+
+    def drop(self, key: tuple[str, int]) -> None:
+        """Remove one queue with its files."""
+        queue = self.table.pop(key)
+        self.unwritten.pop(queue, None)
+        for start in queue.files.starts:
+            self.unsynced.pop(queue.files.path(start), None)
+        queue.remove_files()
+        if self._disk.is_directory(queue.files.directory):
+            self._disk.remove_directory(queue.files.directory)
+        self.changed_directories.discard(queue.files.directory)
+        self.changed_directories.add(f"{self.directory}/{queue.topic}")

@@ -1,0 +1,210 @@
+"""The only user of the file system: every call the store and the metadata files make goes through a `Disk`.
+
+Each method is one system call or a few that belong together, and says what it promises: *written* survives the death of
+this process, *synced* survives a power loss.  `testing.faulty_disk` is a twin with the same methods in memory, so
+nothing outside this file may open, list, lock or sync a file.  All blocking work is named as such; the `async` methods
+move it to a thread.  Errors are OSError, untouched.
+
+Fallbacks where a system lacks a call: without `fdatasync` fsync; without SEEK_DATA a file counts as one extent; without
+open-file-description locks the process-wide kind.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterable, Sequence
+
+import trio
+
+Data = bytes | bytearray | memoryview
+
+_fdatasync = getattr(os, "fdatasync", os.fsync)
+_OFD_SETLK = getattr(fcntl, "F_OFD_SETLK", None)
+_FLOCK = struct.Struct("hhqqi4x")
+
+
+class Disk:
+    """The real file system.  Paths are text; a handle is an integer that `open` returned and `close` ends."""
+
+    # Files -------------------------------------------------------------------------------------------------------
+
+    def open(self, path: str, *, create: bool = False) -> int:
+        """A read-write handle of the file at `path`; with `create` it is made when missing (not yet synced)."""
+        flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | (os.O_CREAT if create else 0)
+        return os.open(path, flags, 0o644)
+
+    def close(self, handle: int) -> None:
+        """End `handle`; what was written through it stays written."""
+        os.close(handle)
+
+    def pread(self, handle: int, size: int, offset: int) -> bytes:
+        """Up to `size` bytes from `offset`; fewer only at the end of the file."""
+        return os.pread(handle, size, offset)
+
+    def pwrite(self, handle: int, data: Data, offset: int) -> int:
+        """Write `data` at `offset` in one call; returns how many bytes were written, which may be fewer."""
+        return os.pwrite(handle, data, offset)
+
+    def fdatasync(self, handle: int) -> None:
+        """Block until all that was written through any handle of this file, and its length, is synced."""
+        _fdatasync(handle)
+
+    def truncate(self, handle: int, size: int) -> None:
+        """Set the file's length; new bytes read as zero and take no space until written."""
+        os.ftruncate(handle, size)
+
+    def size(self, handle: int) -> int:
+        """The file's length in bytes."""
+        return os.fstat(handle).st_size
+
+    def data_extents(self, handle: int, start: int, end: int) -> list[tuple[int, int]]:
+        """(start, end) of the parts between `start` and `end` that may hold other bytes than zero, in order."""
+        seek_data, seek_hole = getattr(os, "SEEK_DATA", None), getattr(os, "SEEK_HOLE", None)
+        if seek_data is None or seek_hole is None:
+            return [(start, end)] if start < end else []
+        extents: list[tuple[int, int]] = []
+        position = start
+        while position < end:
+            try:
+                data = os.lseek(handle, position, seek_data)
+                hole = os.lseek(handle, data, seek_hole)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # no data after position
+                    break
+                return [(start, end)]  # the file system knows no holes
+            if data >= end:
+                break
+            extents.append((data, min(hole, end)))
+            position = hole
+        return extents
+
+    # Names -------------------------------------------------------------------------------------------------------
+
+    def make_directories(self, path: str) -> list[str]:
+        """Make `path` and its missing parents; returns the folders whose listing changed (to be synced)."""
+        missing = []
+        current = path
+        while not os.path.isdir(current):
+            missing.append(current)
+            parent = os.path.dirname(current) or "."
+            if parent == current:
+                break
+            current = parent
+        os.makedirs(path, exist_ok=True)
+        return [os.path.dirname(folder) or "." for folder in missing]
+
+    def list_directory(self, path: str) -> list[str]:
+        """The names in the folder `path`, sorted; empty when there is no such folder."""
+        try:
+            return sorted(os.listdir(path))
+        except FileNotFoundError:
+            return []
+
+    def exists(self, path: str) -> bool:
+        """Whether a file or folder has this path."""
+        return os.path.exists(path)
+
+    def is_directory(self, path: str) -> bool:
+        """Whether a folder has this path."""
+        return os.path.isdir(path)
+
+    def path_size(self, path: str) -> int:
+        """The length in bytes of the file at `path`; FileNotFoundError when it is missing."""
+        return os.stat(path).st_size
+
+    def rename(self, source: str, target: str) -> None:
+        """Give `source` the name `target`, replacing what had it, in one step (durable after `sync_directory`)."""
+        os.rename(source, target)
+
+    def unlink(self, path: str) -> None:
+        """Remove the file's name; its bytes go when the last handle is closed."""
+        os.unlink(path)
+
+    def remove_directory(self, path: str) -> None:
+        """Remove an empty folder."""
+        os.rmdir(path)
+
+    def sync_directory(self, path: str) -> None:
+        """Block until names made, changed and removed in the folder `path` are synced."""
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0))
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    # Whole files -------------------------------------------------------------------------------------------------
+
+    def read_file(self, path: str) -> bytes:
+        """All bytes of the file at `path`; FileNotFoundError when it is missing."""
+        with open(path, "rb") as file:
+            return file.read()
+
+    def write_file(self, path: str, data: Data) -> None:
+        """Make or replace the content of `path` and sync it (its name is durable after `sync_directory`).  Blocks."""
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o644)
+        try:
+            view = memoryview(data)
+            while len(view):
+                view = view[os.write(handle, view) :]
+            _fdatasync(handle)
+        finally:
+            os.close(handle)
+
+    # Space and locks ---------------------------------------------------------------------------------------------
+
+    def space(self, path: str) -> tuple[int, int]:
+        """(bytes this user may still write, bytes in all) of the file system that holds `path`."""
+        answer = os.statvfs(path)
+        return answer.f_bavail * answer.f_frsize, answer.f_blocks * answer.f_frsize
+
+    def lock(self, path: str) -> int:
+        """Make the file `path`, hold an exclusive lock on its first byte and write `lock` into it; returns its handle.
+
+        The lock ends with `close` or with the process.  Conflicts with the lock of a Java broker (POSIX lock of bytes
+        0..1) and with another store of this process.  Raises BlockingIOError when it is taken.
+        """
+        handle = self.open(path, create=True)
+        try:
+            if _OFD_SETLK is not None:
+                try:
+                    fcntl.fcntl(handle, _OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
+                except PermissionError as error:  # POSIX allows EACCES for "taken"
+                    raise BlockingIOError(error.errno, error.strerror) from error
+            else:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
+            os.pwrite(handle, b"lock", 0)
+        except BaseException:
+            os.close(handle)
+            raise
+        return handle
+
+    # In a thread -------------------------------------------------------------------------------------------------
+
+    async def sync(self, handles: Sequence[int], *, directories: Iterable[str] = (), paths: Iterable[str] = ()) -> None:
+        """Sync files by handle, files by path and folders, in one hop to a thread; the event loop goes on meanwhile.
+
+        A missing path is skipped: it was removed after it was written.  Not cut short by cancellation, so that the
+        caller knows afterwards what is synced.  The first OSError ends it.
+        """
+        await trio.to_thread.run_sync(self._sync, tuple(handles), tuple(directories), tuple(paths))
+
+    def _sync(self, handles: Sequence[int], directories: Sequence[str], paths: Sequence[str]) -> None:
+        for handle in handles:
+            self.fdatasync(handle)
+        for path in paths:
+            try:
+                handle = self.open(path)
+            except FileNotFoundError:
+                continue
+            try:
+                self.fdatasync(handle)
+            finally:
+                os.close(handle)
+        for directory in directories:
+            try:
+                self.sync_directory(directory)
+            except FileNotFoundError:
+                continue

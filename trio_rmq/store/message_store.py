@@ -1,0 +1,403 @@
+"""The message store: the one object that the broker appends to and reads from.
+
+It joins the parts - log, queues, flush services, recovery - and owns their order: lock, recover, mark as running,
+serve, and at the end sync, write the checkpoint, remove the mark.  Everything that only computes or writes is a plain
+function; only waiting for a sync is async.
+
+Promises: what `append` returned with PUT_OK is written and survives the death of the process; after `wait_durable` it
+survives a power loss.  Under SYNC_FLUSH a record becomes visible to readers after its sync, else after its write.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from logging import getLogger
+
+import msgspec
+import trio
+
+from trio_rmq.config import MessageStoreConfig
+from trio_rmq.errors import StoreError, StoreFailedError, StoreLockedError
+from trio_rmq.limits import STORE_HANDLES_MAX
+from trio_rmq.store.append import Appender, Staged
+from trio_rmq.store.checkpoint import Checkpoint
+from trio_rmq.store.commit_log import SIZE_KEY, CommitLog
+from trio_rmq.store.consume_queue import ConsumeQueues
+from trio_rmq.store.disk import Disk
+from trio_rmq.store.dispatch import DelayLevels
+from trio_rmq.store.flush import LogFlusher, QueueFlusher
+from trio_rmq.store.json_files import ConfigFile
+from trio_rmq.store.log_files import FileHandles
+from trio_rmq.store.messages import AppendResult, GetResult, NewMessage, StoreStatistics
+from trio_rmq.store.reading import Reader
+from trio_rmq.store.recovery import Progress, Recovered, Recovery
+from trio_rmq.wire.ids import NO_HOST, Host
+
+_log = getLogger(__name__)
+
+OnArrival = Callable[[str, int, int, int], None]
+"""(topic, queue id, max offset of the queue, tags code) of a message that became visible."""
+
+
+class MessageStore:
+    """An open store; made by `open_message_store`.
+
+    Queue offsets count messages of one queue; physical offsets are bytes of the log; times are ms since 1970.
+    """
+
+    def __init__(self, config: MessageStoreConfig, disk: Disk, store_host: Host) -> None:
+        root = config.store_path_root_dir
+        self._disk = disk
+        self._root = root
+        self._changed_directories: set[str] = set()
+        self._handles = FileHandles(disk, STORE_HANDLES_MAX)
+        self._log = CommitLog(
+            disk, self._handles, config.commit_log_folder, config.mapped_file_size_commit_log, self._changed_directories
+        )
+        self._queues = ConsumeQueues(disk, self._handles, f"{root}/consumequeue", config.mapped_file_size_consume_queue)
+        self._delays = DelayLevels(config.message_delay_level)
+        self._checkpoint = Checkpoint(disk, f"{root}/checkpoint")
+        self._check_body_crc = config.check_crc_on_recover
+        self.sync_flush = config.sync_flush
+        """Whether records become visible, and `wait_durable` returns, only after their sync."""
+        self._appender = Appender(
+            self._log,
+            self._queues,
+            self._delays,
+            store_host=store_host,
+            body_size_max=config.max_message_size,
+            wrote=self._wrote,
+            failed=self._fail,
+        )
+        self._log_flusher = LogFlusher(
+            disk,
+            self._log,
+            self._checkpoint,
+            self._changed_directories,
+            sync_flush=self.sync_flush,
+            interval_seconds=config.flush_interval_commit_log / 1000,
+            thorough_seconds=config.flush_commit_log_thorough_interval / 1000,
+            least_pages=config.flush_commit_log_least_pages,
+            last_time_ms=lambda: self._appender.last_time_ms,
+            synced=self._on_synced,
+            failed=self._fail,
+        )
+        self._queue_flusher = QueueFlusher(
+            disk,
+            self._queues,
+            self._checkpoint,
+            interval_seconds=config.flush_interval_consume_queue / 1000,
+            thorough_seconds=config.flush_consume_queue_thorough_interval / 1000,
+            visible_time_ms=lambda: self._visible_time_ms,
+        )
+        self._reader = Reader(
+            self._log,
+            self._queues,
+            count_max=config.max_transfer_count_on_message_in_memory,
+            bytes_max=config.max_transfer_bytes_on_message_in_memory,
+            end=lambda: self.max_physical_offset,
+        )
+        self._unsynced: deque[tuple[int, int, Staged]] = deque()
+        self._visible_time_ms = 0
+        self._failed_event = trio.Event()
+        self._fences_file = ConfigFile(f"{root}/config/topicFences.json", disk=disk)
+        self._fences: dict[str, int] = {}
+        self._lock_handle: int | None = None
+        self.failure: StoreFailedError | None = None
+        """Why the store takes no more messages, or None."""
+        self.recovered: Recovered | None = None
+        """What opening found."""
+        self.on_arrival: OnArrival | None = None
+        """Called for each message at the moment it becomes visible, in order; must not wait, append or raise."""
+
+    # Writing -----------------------------------------------------------------------------------------------------
+
+    def append(self, messages: Sequence[NewMessage]) -> list[AppendResult]:
+        """Append in order, in one write; one result a message.
+
+        Written on return (a full disk or a failed log is a status, not an exception); a bad message gets its status
+        and the others go on.  Wait with `wait_durable` for the end of the last record to know it synced.
+        """
+        return self._appender.append(messages)
+
+    def append_batch(self, messages: Sequence[NewMessage]) -> list[AppendResult]:
+        """`append`, but all are stored back to back in one log file, or none is and all get the same status."""
+        return self._appender.append(messages, together=True)
+
+    async def wait_durable(self, end_physical_offset: int) -> None:
+        """Wait until everything before `end_physical_offset` has the durability the store promises.
+
+        Under SYNC_FLUSH: synced; all that wait share one sync.  Else it returns at once.  Raises StoreFailedError when
+        the sync failed: the record may or may not survive, and must not be called stored.
+        """
+        if self.sync_flush:
+            await self._log_flusher.wait_synced(min(end_physical_offset, self._log.position))
+        else:
+            await trio.lowlevel.checkpoint()
+
+    async def wait_failed(self) -> None:
+        """Return when the store has failed for good (`failure` says why): whoever runs the process should end it."""
+        await self._failed_event.wait()
+
+    # Reading -----------------------------------------------------------------------------------------------------
+
+    def get_messages(
+        self,
+        topic: str,
+        queue_id: int,
+        offset: int,
+        *,
+        max_count: int,
+        max_bytes: int | None = None,
+        tags_codes: frozenset[int] | None = None,
+        accept: Callable[[bytes], bool] | None = None,
+    ) -> GetResult:
+        """The messages of a queue from `offset` on: at most `max_count`, and `max_bytes` unless one alone is larger.
+
+        Both bounds are also bounded by the configuration (32 messages, 256 KiB).  `tags_codes` keeps the messages
+        whose tags code is among them, `accept` those whose record it takes.  Statuses and `next_begin_offset` are
+        those of RocketMQ's getMessage.
+        """
+        return self._reader.get_messages(
+            topic,
+            queue_id,
+            offset,
+            max_count=max_count,
+            max_bytes=max_bytes,
+            tags_codes=tags_codes,
+            accept=accept,
+        )
+
+    def record_at(self, physical_offset: int) -> bytes | None:
+        """The whole record that begins at `physical_offset`, checked; None when no visible one does."""
+        return self._reader.record_at(physical_offset)
+
+    def min_offset(self, topic: str, queue_id: int) -> int:
+        """The offset of the queue's oldest message still kept; 0 when there is no such queue."""
+        queue = self._queues.table.get((topic, queue_id))
+        return 0 if queue is None else queue.min_offset(self._log.min_offset)
+
+    def max_offset(self, topic: str, queue_id: int) -> int:
+        """The offset that the queue's next visible message will have; 0 when there is no such queue."""
+        queue = self._queues.table.get((topic, queue_id))
+        return 0 if queue is None else queue.visible
+
+    def offset_by_time(self, topic: str, queue_id: int, timestamp_ms: int) -> int:
+        """The offset of the first message stored at `timestamp_ms` or later; the max offset when there is none.
+
+        RocketMQ 5.x's rule: 4.9 may land inside a run of equal times and skip messages.
+        """
+        return self._reader.offset_by_time(topic, queue_id, timestamp_ms)
+
+    def store_time_at(self, topic: str, queue_id: int, offset: int) -> int:
+        """When the message at `offset` was stored; -1 when there is none."""
+        return self._reader.store_time_at(topic, queue_id, offset)
+
+    def earliest_store_time(self, topic: str | None = None, queue_id: int = 0) -> int:
+        """When the oldest message still kept, of one queue or of the whole log, was stored; -1 for none."""
+        if topic is not None:
+            return self._reader.store_time_at(topic, queue_id, self.min_offset(topic, queue_id))
+        return self._reader.store_time_of(self._log.min_offset) if self._log.position else -1
+
+    @property
+    def min_physical_offset(self) -> int:
+        """Where the oldest log file begins."""
+        return self._log.min_offset
+
+    @property
+    def max_physical_offset(self) -> int:
+        """The end of the visible log."""
+        return self._log_flusher.synced_offset if self.sync_flush else self._log.position
+
+    def queues(self) -> Iterable[tuple[str, int]]:
+        """(topic, queue id) of every queue that ever got a message, in no particular order; a snapshot."""
+        return [*self._queues.table]
+
+    def statistics(self) -> StoreStatistics:
+        """Counters since opening, and where the store stands."""
+        reader, appender = self._reader, self._appender
+        return StoreStatistics(
+            min_physical_offset=self._log.min_offset,
+            max_physical_offset=self._log.position,
+            synced_offset=self._log_flusher.synced_offset,
+            messages_appended=appender.messages,
+            bytes_appended=appender.bytes,
+            appends=appender.calls,
+            messages_read=reader.messages,
+            bytes_read=reader.bytes,
+            reads_found=reader.found,
+            reads_missed=reader.missed,
+            syncs=self._log_flusher.syncs,
+            queues=len(self._queues.table),
+            queue_entries_unwritten=sum(queue.visible - queue.written for queue in self._queues.unwritten),
+            log_files=len(self._log.files.starts),
+            open_files=len(self._handles),
+            last_store_timestamp_ms=appender.last_time_ms,
+            failed=self.failure is not None,
+        )
+
+    def space(self) -> tuple[int, int]:
+        """(free bytes, bytes in all) of the disk that holds the log."""
+        return self._disk.space(self._root)
+
+    # Topics ------------------------------------------------------------------------------------------------------
+
+    async def delete_topic(self, topic: str) -> int:
+        """Remove every queue of `topic`; returns how many there were.
+
+        Its records stay in the log until their files go, but never come back: a fence, synced before the queues'
+        files are removed, keeps recovery from making their entries again.
+        """
+        if all(key[0] != topic for key in self._queues.table):
+            return 0
+        fence = self._log.position
+        self._fences = {name: at for name, at in self._fences.items() if at > self._log.min_offset}
+        self._fences[topic] = fence
+        await self._fences_file.save(msgspec.json.format(msgspec.json.encode(self._fences)))
+        return self._queues.remove_topic(topic)
+
+    # Life --------------------------------------------------------------------------------------------------------
+
+    async def _open(self, progress: Progress | None) -> None:
+        disk, root = self._disk, self._root
+        try:
+            self._changed_directories.update(disk.make_directories(root))
+            self._lock_handle = disk.lock(f"{root}/lock")
+            abort = f"{root}/abort"
+            clean = not disk.exists(abort)
+            if clean:
+                disk.close(disk.open(abort, create=True))
+                self._changed_directories.add(root)
+            self._checkpoint.load()
+            self._fences = self._fences_file.load(msgspec.json.Decoder(dict[str, int]).decode) or {}
+            self._log.files.load(SIZE_KEY, unclean=not clean)
+            self._queues.load(unclean=not clean)
+            recovery = Recovery(
+                disk,
+                self._log,
+                self._queues,
+                self._checkpoint,
+                self._delays,
+                self._fences,
+                check_body_crc=self._check_body_crc,
+                progress=progress,
+            )
+            self.recovered = await recovery.run(clean=clean)
+        except BlockingIOError as error:
+            raise StoreLockedError(
+                f"{root} is in use by another process: stop it, or choose another folder with storePathRootDir"
+            ) from error
+        except OSError as error:
+            raise StoreError(
+                f"the store folder {root} cannot be used ({error.strerror or error}): "
+                f"{error.filename or 'its files'} must be readable and writable"
+            ) from error
+        end = self._log.position
+        last = max(self.recovered.last_time_ms, self._checkpoint.log_time_ms)
+        self._appender.last_time_ms = self._visible_time_ms = last if end else 0
+        self._log_flusher.synced_offset = end if self.recovered.clean else self._log.min_offset
+        if not self.recovered.clean:
+            await self._sync_recovered()
+        _log.info(
+            "store %s: %s stop, log ends at %d, %d records read, %d queue entries made again",
+            root, "clean" if self.recovered.clean else "unclean", end, self.recovered.records,
+            self.recovered.dispatched,
+        )  # fmt: skip
+
+    async def _sync_recovered(self) -> None:
+        """What a crash left written but not synced must be synced before it may be called so."""
+        log = self._log
+        for start in log.files.starts:
+            if start >= (self.recovered.start_offset if self.recovered is not None else 0):
+                log.files.pin(start)
+                log.unsynced_starts.append(start)
+        await self._log_flusher.sync()
+        if self.failure is not None:
+            raise self.failure
+
+    async def _close(self) -> None:
+        """Sync everything, write the checkpoint, and only then remove the mark of a running store."""
+        try:
+            if self.failure is None and self.recovered is not None:
+                self._appender.refusal = "the store is shutting down"
+                await self._log_flusher.sync()
+                if self.failure is None and await self._queue_flusher.sync():
+                    self._disk.unlink(f"{self._root}/abort")
+                    await self._disk.sync([], directories=[self._root])
+        except OSError as error:
+            _log.error("closing the store failed (%s); the next start recovers it", error)
+        finally:
+            self._handles.close_all()
+            if self._lock_handle is not None:
+                self._disk.close(self._lock_handle)
+                self._lock_handle = None
+
+    # Between the parts -------------------------------------------------------------------------------------------
+
+    def _wrote(self, end: int, staged: Staged) -> None:
+        if self.sync_flush:
+            self._unsynced.append((end, self._appender.last_time_ms, staged))
+        else:
+            self._visible_time_ms = self._appender.last_time_ms
+            self._publish(staged)
+        self._log_flusher.wrote()
+
+    def _on_synced(self, offset: int) -> None:
+        unsynced = self._unsynced
+        while unsynced and unsynced[0][0] <= offset:
+            _, self._visible_time_ms, staged = unsynced.popleft()
+            self._publish(staged)
+
+    def _publish(self, staged: Staged) -> None:
+        for queue, _ in staged:
+            queue.visible += 1
+        self._queue_flusher.wrote()
+        on_arrival = self.on_arrival
+        if on_arrival is not None:
+            for queue, code in staged:
+                on_arrival(queue.topic, queue.queue_id, queue.visible, code)
+
+    def _fail(self, reason: StoreFailedError) -> None:
+        if self.failure is None:
+            _log.critical("the store failed and takes no more messages: %s", reason)
+            self.failure = reason
+            self._appender.refusal = str(reason)
+            self._log_flusher.fail(reason)
+            self._failed_event.set()
+
+
+@asynccontextmanager
+async def open_message_store(
+    config: MessageStoreConfig,
+    *,
+    disk: Disk | None = None,
+    store_host: Host = NO_HOST,
+    progress: Progress | None = None,
+) -> AsyncIterator[MessageStore]:
+    """Open the store in `config.store_path_root_dir` (made when missing), recover it, and keep it for the block.
+
+    `store_host` goes into every record, and with it into message ids.  At the end of the block everything is synced and
+    the store is marked as stopped in order, also when the block was cancelled.  Raises StoreLockedError when another
+    process has it, StoreCorruptError when starting would lose synced messages, StoreError when the folder cannot be
+    used or the settings do not fit it.
+    """
+    store = MessageStore(config, Disk() if disk is None else disk, store_host)
+    try:
+        await store._open(progress)
+        try:
+            async with trio.open_nursery() as services:
+                services.start_soon(store._log_flusher.run)
+                services.start_soon(store._queue_flusher.run)
+                try:
+                    yield store
+                finally:
+                    services.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            if len(group.exceptions) == 1:  # the services raise nothing: it is the block's own
+                raise group.exceptions[0] from None
+            raise
+    finally:
+        with trio.CancelScope(shield=True):
+            await store._close()

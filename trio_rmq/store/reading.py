@@ -1,0 +1,209 @@
+"""Reading: pulls, look-ups by offset and by time.
+
+A pull unpacks the queue's entries, picks those that match, and reads their records with as few calls as it can: records
+that stand close together in the log come with one read, then all are joined once.  The page cache is the only cache, so
+a pull from the middle of a backlog costs what one from its end costs.
+Source of the statuses and of the next offset: RocketMQ DefaultMessageStore.getMessage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from trio_rmq.store.commit_log import CommitLog
+from trio_rmq.store.consume_queue import ENTRY, ENTRY_SIZE_BYTES, FILLER_SIZE, ConsumeQueue, ConsumeQueues
+from trio_rmq.store.messages import GetResult, GetStatus
+from trio_rmq.wire.record import PHYSICAL_OFFSET_AT, RECORD_SIZE_MIN_BYTES, RecordKind
+from trio_rmq.wire.sysflag import BORN_HOST_V6
+
+_ENTRIES_A_PULL = 800
+"""Most entries one pull looks at (RocketMQ: 16,000 bytes of them)."""
+
+_GAP_BYTES_MAX = 16 * 1024
+"""Records closer than this are read together: copying that much costs about as much as another call."""
+
+_SPAN_BYTES_MAX = 1024 * 1024
+
+
+class Reader:
+    """The reading half of a store; `end` says up to which physical offset records are visible."""
+
+    def __init__(
+        self, log: CommitLog, queues: ConsumeQueues, *, count_max: int, bytes_max: int, end: Callable[[], int]
+    ) -> None:
+        self._log = log
+        self._queues = queues
+        self._count_max = count_max
+        self._bytes_max = bytes_max
+        self._end = end
+        self.messages = 0
+        self.bytes = 0
+        self.found = 0
+        self.missed = 0
+
+    def get_messages(
+        self,
+        topic: str,
+        queue_id: int,
+        offset: int,
+        *,
+        max_count: int,
+        max_bytes: int | None = None,
+        tags_codes: frozenset[int] | None = None,
+        accept: Callable[[bytes], bool] | None = None,
+    ) -> GetResult:
+        """See `MessageStore.get_messages`."""
+        queue = self._queues.table.get((topic, queue_id))
+        if queue is None:
+            self.missed += 1
+            return GetResult(GetStatus.NO_MATCHED_LOGIC_QUEUE, 0, 0, 0)
+        end = queue.visible
+        begin = queue.min_offset(self._log.min_offset)
+        if begin <= offset < end:
+            result = self._get(queue, offset, begin, end, max_count, max_bytes, tags_codes, accept)
+        elif end == 0:
+            result = GetResult(GetStatus.NO_MESSAGE_IN_QUEUE, 0, begin, end)
+        elif offset < begin:
+            result = GetResult(GetStatus.OFFSET_TOO_SMALL, begin, begin, end)
+        elif offset == end:
+            result = GetResult(GetStatus.OFFSET_OVERFLOW_ONE, offset, begin, end)
+        else:
+            result = GetResult(GetStatus.OFFSET_OVERFLOW_BADLY, end, begin, end)
+        if result.count:
+            self.found += 1
+            self.messages += result.count
+            self.bytes += len(result.body)
+        else:
+            self.missed += 1
+        return result
+
+    def _get(
+        self,
+        queue: ConsumeQueue,
+        offset: int,
+        begin: int,
+        end: int,
+        max_count: int,
+        max_bytes: int | None,
+        tags_codes: frozenset[int] | None,
+        accept: Callable[[bytes], bool] | None,
+    ) -> GetResult:
+        count_max = max(1, min(max_count, self._count_max))
+        bytes_max = self._bytes_max if max_bytes is None else min(max_bytes, self._bytes_max)
+        filtered = tags_codes is not None or accept is not None
+        data = queue.read(offset, max(_ENTRIES_A_PULL, max_count) if filtered else count_max)
+        if len(data) < ENTRY_SIZE_BYTES:
+            next_offset = self._next_file(queue, offset)
+            return GetResult(GetStatus.OFFSET_FOUND_NULL, next_offset, begin, end)
+        if len(data) % ENTRY_SIZE_BYTES:
+            data = data[: -(len(data) % ENTRY_SIZE_BYTES)]
+        status = GetStatus.NO_MATCHED_MESSAGE
+        file_size = self._log.files.file_size
+        picked: list[tuple[int, int]] = []
+        records: list[bytes] = []
+        total = seen = 0
+        skip_below = -1
+        for physical, size, code in ENTRY.iter_unpack(data):
+            if picked and (len(picked) >= count_max or total + size > bytes_max):
+                break
+            seen += 1
+            if physical < skip_below or size == FILLER_SIZE:
+                continue
+            if tags_codes is not None and code not in tags_codes:
+                continue
+            if physical < self._log.min_offset:
+                if not picked:
+                    status = GetStatus.MESSAGE_WAS_REMOVING
+                skip_below = physical - physical % file_size + file_size
+                continue
+            if accept is not None:
+                record = self._log.read(physical, size)
+                if len(record) != size or not accept(record):
+                    continue
+                records.append(record)
+            picked.append((physical, size))
+            total += size
+        next_offset = offset + seen
+        if not picked:
+            return GetResult(status, next_offset, begin, end)
+        body = b"".join(records) if accept is not None else self._read_records(picked, total)
+        if len(body) != total:  # a log file is missing or cut short under our feet
+            return GetResult(GetStatus.MESSAGE_WAS_REMOVING, next_offset, begin, end)
+        return GetResult(GetStatus.FOUND, next_offset, begin, end, body, len(picked))
+
+    def _read_records(self, picked: list[tuple[int, int]], total: int) -> bytes:
+        """The records at `picked`, joined.  Neighbours with small gaps between them come with one read."""
+        first = picked[0][0]
+        last, last_size = picked[-1]
+        file_size = self._log.files.file_size
+        if last + last_size - first == total and first // file_size == last // file_size:
+            return self._log.read(first, total)
+        parts: list[bytes | memoryview] = []
+        index, count = 0, len(picked)
+        while index < count:
+            start, size = picked[index]
+            end = start + size
+            file_end = start - start % file_size + file_size
+            stop = index + 1
+            while stop < count:
+                physical, size = picked[stop]
+                if (
+                    physical < end
+                    or physical - end > _GAP_BYTES_MAX
+                    or physical >= file_end
+                    or physical + size - start > _SPAN_BYTES_MAX
+                ):
+                    break
+                end = physical + size
+                stop += 1
+            block = self._log.read(start, end - start)
+            if stop == index + 1:
+                parts.append(block)
+            else:
+                view = memoryview(block)
+                parts.extend(view[physical - start : physical - start + size] for physical, size in picked[index:stop])
+            index = stop
+        return b"".join(parts)
+
+    def _next_file(self, queue: ConsumeQueue, offset: int) -> int:
+        entries = queue.files.file_size // ENTRY_SIZE_BYTES
+        return min(offset - offset % entries + entries, queue.visible)
+
+    def record_at(self, physical_offset: int) -> bytes | None:
+        """See `MessageStore.record_at`."""
+        if not self._log.min_offset <= physical_offset <= self._end() - RECORD_SIZE_MIN_BYTES:
+            return None
+        record = self._log.check_at(physical_offset)
+        if record.kind is not RecordKind.RECORD or physical_offset + record.size_bytes > self._end():
+            return None
+        return self._log.read(physical_offset, record.size_bytes)
+
+    def store_time_of(self, physical_offset: int) -> int:
+        """The store time, in ms, of the record that begins at `physical_offset`; -1 when none can be read there."""
+        head = self._log.read(physical_offset, RECORD_SIZE_MIN_BYTES)
+        if len(head) < RECORD_SIZE_MIN_BYTES:
+            return -1
+        if int.from_bytes(head[PHYSICAL_OFFSET_AT : PHYSICAL_OFFSET_AT + 8], "big") != physical_offset:
+            return -1
+        at = 68 if head[39] & BORN_HOST_V6 else 56
+        return int.from_bytes(head[at : at + 8], "big", signed=True)
+
+    def store_time_at(self, topic: str, queue_id: int, offset: int) -> int:
+        """See `MessageStore.store_time_at`."""
+        queue = self._queues.table.get((topic, queue_id))
+        entry = None if queue is None else queue.entry(offset)
+        return -1 if entry is None else self.store_time_of(entry[0])
+
+    def offset_by_time(self, topic: str, queue_id: int, timestamp_ms: int) -> int:
+        """See `MessageStore.offset_by_time`."""
+        queue = self._queues.table.get((topic, queue_id))
+        if queue is None:
+            return 0
+        low, high = queue.min_offset(self._log.min_offset), queue.visible
+        while low < high:
+            middle = (low + high) // 2
+            if self.store_time_at(topic, queue_id, middle) < timestamp_ms:
+                low = middle + 1
+            else:
+                high = middle
+        return low
