@@ -93,7 +93,7 @@ def test_unknown_keys_name_the_nearest(caplog: pytest.LogCaptureFixture) -> None
 def test_keys_that_cannot_apply_are_listed_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     overrides = ["sendMessageThreadPoolNums=16", "warmMapedFileEnable=true", "deleteWhen=03"]
-    load_broker_settings(None, overrides, apache_keys=lambda: {"sendMessageThreadPoolNums", "warmMapedFileEnable"})
+    load_broker_settings(None, overrides)
     assert [record.getMessage() for record in caplog.records] == [
         "no effect in this version: deleteWhen",
         "RocketMQ keys that do not apply here, ignored: sendMessageThreadPoolNums, warmMapedFileEnable",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
@@ -200,16 +200,12 @@ _WITHOUT_EFFECT_YET = frozenset({
 })  # fmt: skip
 """Known keys whose feature is not in this version: accepted, checked, and said to have no effect."""
 
-ApacheKeys = Callable[[], Collection[str]]
-"""Gives every key RocketMQ has; called only when a key was met that has no field here."""
-
 
 def load_broker_settings(
     path: str | Path | None,
     overrides: Iterable[str] = (),
     *,
     host_name: str | None = None,
-    apache_keys: ApacheKeys = frozenset,
 ) -> BrokerSettings:
     """The settings in the file at `path` (None: no file), changed by `overrides` (`KEY=VALUE` each, the last wins).
 
@@ -218,22 +214,20 @@ def load_broker_settings(
     values = _collect(path, overrides)
     if host_name and "brokerName" not in values:
         values["brokerName"] = (host_name, "the machine's name")
-    broker, store, remoting = _build((BrokerConfig, MessageStoreConfig, RemotingConfig), values, apache_keys)
+    broker, store, remoting = _build((BrokerConfig, MessageStoreConfig, RemotingConfig), values)
     settings = BrokerSettings(broker, store, remoting)
     _check_broker(settings)
     return settings
 
 
-def load_namesrv_settings(
-    path: str | Path | None, overrides: Iterable[str] = (), *, apache_keys: ApacheKeys = frozenset
-) -> NamesrvSettings:
+def load_namesrv_settings(path: str | Path | None, overrides: Iterable[str] = ()) -> NamesrvSettings:
     """The name server's settings, from a file and overrides as in `load_broker_settings`; raises ConfigError."""
-    namesrv, remoting = _build((NamesrvConfig, RemotingConfig), _collect(path, overrides), apache_keys)
+    namesrv, remoting = _build((NamesrvConfig, RemotingConfig), _collect(path, overrides))
     return NamesrvSettings(namesrv, remoting)
 
 
 def load_standalone_settings(
-    path: str | Path | None, overrides: Iterable[str] = (), *, apache_keys: ApacheKeys = frozenset
+    path: str | Path | None, overrides: Iterable[str] = ()
 ) -> tuple[NamesrvConfig, BrokerSettings]:
     """Name server and broker from one file: both take what they know, and `listenPort` is the broker's alone.
 
@@ -247,7 +241,7 @@ def load_standalone_settings(
         if bound not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
             values["brokerIP1"] = (bound, "default")
     types = (BrokerConfig, MessageStoreConfig, RemotingConfig, NamesrvConfig)
-    broker, store, remoting, namesrv = _build(types, values, apache_keys)
+    broker, store, remoting, namesrv = _build(types, values)
     namesrv.listen_port = NamesrvConfig().listen_port
     settings = BrokerSettings(broker, store, remoting)
     _check_broker(settings)
@@ -329,9 +323,7 @@ def _put(values: dict[str, tuple[str, str]], key: str, value: str, source: str) 
     values[new or key] = (value, source)
 
 
-def _build(
-    types: tuple[type[Struct], ...], values: Mapping[str, tuple[str, str]], apache_keys: ApacheKeys
-) -> list[Any]:
+def _build(types: tuple[type[Struct], ...], values: Mapping[str, tuple[str, str]]) -> list[Any]:
     """One instance of each type; a key that several have goes to each. Logs the keys that nobody takes."""
     built: list[Any] = []
     known: set[str] = set()
@@ -343,7 +335,7 @@ def _build(
                 text, source = values[field.encode_name]
                 arguments[field.name] = _convert(field.encode_name, text, field.type, source)
         built.append(struct(**arguments))
-    _say_unused({key: source for key, (_, source) in values.items()}, known, apache_keys)
+    _say_unused({key: source for key, (_, source) in values.items()}, known)
     return built
 
 
@@ -379,7 +371,7 @@ def _convert(key: str, text: str, wanted: Any, source: str) -> object:
     raise ConfigError(f"{key}={text} ({source}): the value must be {reason}")
 
 
-def _say_unused(sources: Mapping[str, str], known: set[str], apache_keys: ApacheKeys) -> None:
+def _say_unused(sources: Mapping[str, str], known: set[str]) -> None:
     """Logs, at most once each: keys not in this version, keys that cannot apply here, keys that nobody knows."""
     waiting = sorted(key for key in sources if key in known and key in _WITHOUT_EFFECT_YET)
     if waiting:
@@ -387,12 +379,13 @@ def _say_unused(sources: Mapping[str, str], known: set[str], apache_keys: Apache
     others = [key for key in sources if key not in known]
     if not others:
         return
-    apache = apache_keys()
-    ignored = sorted(key for key in others if key in apache)
+    from trio_rmq.config_keys import APACHE_KEYS  # rarely needed, so not part of every start
+
+    ignored = sorted(key for key in others if key in APACHE_KEYS)
     if ignored:
         logger.info("RocketMQ keys that do not apply here, ignored: %s", ", ".join(ignored))
     for key in others:
-        if key not in apache:
+        if key not in APACHE_KEYS:
             nearest = _nearest(key, known)
             hint = f"; did you mean {nearest}?" if nearest else ""
             logger.warning("unknown key %s (%s) is ignored%s", key, sources[key], hint)
