@@ -52,6 +52,10 @@ _LONG = struct.Struct(">q")
 _SHORT = struct.Struct(">h")
 
 _pack_head = _HEAD.pack
+pack_head_v4 = _pack_head
+"""Packs the 88 bytes that precede the body when both hosts are IPv4: for the log's append, which joins a whole run of
+records once.  Arguments: size, magic, body CRC, queue id, flag, queue offset, physical offset, sysFlag, born time, born
+address, born port, store time, store address, store port, reconsume times, prepared offset, body size."""
 _pack_short = _SHORT.pack
 
 Buffer = bytes | bytearray | memoryview
