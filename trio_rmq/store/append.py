@@ -10,7 +10,9 @@ message leaves no byte behind; entries come straight from memory.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
+from zlib import crc32
 
 from trio_rmq.clock import wall_ms
 from trio_rmq.errors import ProtocolError, StoreFailedError
@@ -20,13 +22,28 @@ from trio_rmq.store.consume_queue import ENTRY, ENTRY_SIZE_BYTES, ConsumeQueue, 
 from trio_rmq.store.dispatch import DelayLevels
 from trio_rmq.store.messages import AppendResult, AppendStatus, NewMessage
 from trio_rmq.wire.ids import Host
-from trio_rmq.wire.record import BLANK_SIZE_BYTES, encode_blank, encode_record, record_size
+from trio_rmq.wire.record import (
+    BLANK_SIZE_BYTES,
+    MAGIC_V1,
+    RECORD_SIZE_MIN_BYTES,
+    encode_blank,
+    encode_record,
+    pack_head_v4,
+    record_size,
+)
+from trio_rmq.wire.sysflag import BORN_HOST_V6, STORE_HOST_V6, TRANSACTION_PREPARED
 
 Staged = list[tuple[ConsumeQueue, int]]
 """For each new entry, in order: its queue and its tags code."""
 
 _OK = AppendStatus.PUT_OK
 _pack_entry = ENTRY.pack
+_FIXED_BYTES = RECORD_SIZE_MIN_BYTES - 3
+"""A record without body, topic, properties and the lengths of the last two."""
+
+_HOSTS_V6 = BORN_HOST_V6 | STORE_HOST_V6
+_NO_ENTRY = TRANSACTION_PREPARED
+"""The bit that prepared and rolled-back records have, which get neither a queue offset nor an entry."""
 
 
 class Appender:
@@ -87,67 +104,74 @@ class Appender:
         now = max(wall_ms(), self.last_time_ms)
         table = self._queues.table
         unwritten = self._queues.unwritten
-        store_host = self.store_host
         body_size_max = self._body_size_max
-        for message in messages:
+        store_address, store_port = self.store_host
+        store_is_v4 = len(store_address) == 4
+        for message in messages:  # the hot loop: a call more in it costs more than most of what it does
             properties = message.properties
             if isinstance(properties, str):
                 properties = properties.encode()
+            properties_size = len(properties)
             body = message.body
+            body_size = len(body)
             queue = table.get((message.topic, message.queue_id)) or self._new_queue(message)
-            if queue is None or len(body) > body_size_max or len(properties) > PROPERTIES_SIZE_MAX_BYTES:
-                results.append(self._illegal(message, len(properties)))
+            if queue is None or body_size > body_size_max or properties_size > PROPERTIES_SIZE_MAX_BYTES:
+                results.append(self._illegal(message, properties_size))
                 continue
+            if properties_size != queue.properties_size:
+                queue.properties_size = properties_size
+                queue.record_middle = queue.topic_field + properties_size.to_bytes(2, "big")
+            middle = queue.record_middle
             sys_flag = message.sys_flag
-            queue_offset = 0 if sys_flag & 4 else queue.next_offset
+            born_address, born_port = message.born_host
+            is_v4 = store_is_v4 and len(born_address) == 4 and not sys_flag & _HOSTS_V6
+            if is_v4:
+                size = _FIXED_BYTES + len(middle) + body_size + properties_size
+            else:
+                size = record_size(queue.topic_field, body, properties, message.born_host, self.store_host)
+            if position + size + BLANK_SIZE_BYTES > file_end:
+                if size + BLANK_SIZE_BYTES > log.files.file_size:
+                    results.append(self._too_long(size))
+                    continue
+                parts.append(encode_blank(file_end - position))
+                earlier.append((segment_start, parts, len(staged)))
+                parts = []
+                position = segment_start = file_end
+                file_end += log.files.file_size
+            queue_offset = 0 if sys_flag & _NO_ENTRY else queue.next_offset
             try:
-                record = encode_record(
-                    queue.topic_field,
-                    message.queue_id,
-                    queue_offset,
-                    position,
-                    now,
-                    store_host,
-                    body,
-                    properties,
-                    message.flag,
-                    sys_flag,
-                    message.born_timestamp_ms,
-                    message.born_host,
-                    message.reconsume_times,
-                    message.prepared_transaction_offset,
-                )
-                size = len(record)
-                if position + size + BLANK_SIZE_BYTES > file_end:
-                    if size + BLANK_SIZE_BYTES > log.files.file_size:
-                        results.append(self._too_long(size))
-                        continue
-                    parts.append(encode_blank(file_end - position))
-                    earlier.append((segment_start, parts, len(staged)))
-                    parts = []
-                    position = segment_start = file_end
-                    file_end += log.files.file_size
-                    record = encode_record(
-                        queue.topic_field,
-                        message.queue_id,
-                        queue_offset,
-                        position,
-                        now,
-                        store_host,
+                if is_v4:
+                    parts += (
+                        pack_head_v4(
+                            size,
+                            MAGIC_V1,
+                            crc32(body) & 0x7FFFFFFF,
+                            queue.queue_id,
+                            message.flag,
+                            queue_offset,
+                            position,
+                            sys_flag,
+                            message.born_timestamp_ms,
+                            born_address,
+                            born_port,
+                            now,
+                            store_address,
+                            store_port,
+                            message.reconsume_times,
+                            message.prepared_transaction_offset,
+                            body_size,
+                        ),
                         body,
+                        middle,
                         properties,
-                        message.flag,
-                        sys_flag,
-                        message.born_timestamp_ms,
-                        message.born_host,
-                        message.reconsume_times,
-                        message.prepared_transaction_offset,
                     )
-            except ProtocolError as error:
-                results.append(AppendResult(AppendStatus.MESSAGE_ILLEGAL, remark=str(error)))
+                else:
+                    parts.append(self._encode_v6(queue, queue_offset, position, now, message, properties))
+            except (struct.error, ProtocolError) as error:
+                remark = f"a field of the message does not fit the stored record: {error}"
+                results.append(AppendResult(AppendStatus.MESSAGE_ILLEGAL, remark=remark))
                 continue
-            parts.append(record)
-            if not sys_flag & 4:
+            if not sys_flag & _NO_ENTRY:
                 code = message.tags_code
                 if queue.is_delay:
                     code = self._delays.deliver_time_ms(properties, now) or code
@@ -163,6 +187,26 @@ class Appender:
         self.last_time_ms = now
         self.calls += 1
         return self._write([*earlier, (segment_start, parts, len(staged))], staged, results)
+
+    def _encode_v6(
+        self, queue: ConsumeQueue, queue_offset: int, position: int, now: int, message: NewMessage, properties: bytes
+    ) -> bytes:
+        return encode_record(
+            queue.topic_field,
+            queue.queue_id,
+            queue_offset,
+            position,
+            now,
+            self.store_host,
+            message.body,
+            properties,
+            message.flag,
+            message.sys_flag,
+            message.born_timestamp_ms,
+            message.born_host,
+            message.reconsume_times,
+            message.prepared_transaction_offset,
+        )
 
     def _write(
         self, segments: list[tuple[int, list[bytes], int]], staged: Staged, results: list[AppendResult]

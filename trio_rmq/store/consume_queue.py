@@ -35,8 +35,8 @@ class ConsumeQueue:
     """One queue of one topic.  Offsets count entries; the physical offsets inside them are bytes of the commit log."""
 
     __slots__ = (
-        "_min_for_physical", "_min_offset", "files", "is_delay", "magic", "next_offset", "queue_id", "tail", "topic",
-        "topic_field", "visible", "written",
+        "_min_for_physical", "_min_offset", "files", "is_delay", "magic", "next_offset", "properties_size", "queue_id",
+        "record_middle", "tail", "topic", "topic_field", "visible", "written",
     )  # fmt: skip
 
     def __init__(self, topic: str, queue_id: int, files: LogFiles) -> None:
@@ -44,6 +44,9 @@ class ConsumeQueue:
         self.queue_id = queue_id
         self.files = files
         self.topic_field, self.magic = encode_topic(topic)
+        self.properties_size = -1
+        self.record_middle = b""
+        """The bytes between body and properties of a record whose properties have `properties_size` bytes."""
         self.is_delay = topic == DELAY_TOPIC
         self.tail = bytearray()
         self.written = 0
