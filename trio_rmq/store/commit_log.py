@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
-from trio_rmq.errors import StoreFailedError
+from trio_rmq.errors import StoreCorruptError, StoreFailedError
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.log_files import FileHandles, LogFiles
 from trio_rmq.wire.record import (
@@ -42,6 +42,19 @@ class CommitLog:
         """Physical offset of the next record, in bytes."""
         self.unsynced_starts: list[int] = []
         """First offsets of the files written since the last sync; each is pinned open once."""
+
+    def load(self, *, unclean: bool, synced_before_ms: int) -> None:
+        """Read the folder.  Files after a missing one hold nothing that was synced, or the start stops."""
+        orphans = self.files.load(SIZE_KEY, unclean=unclean)
+        known = self.files.starts
+        for orphan in orphans:
+            self.files.starts = [orphan]
+            time_ms = self.first_record_time_ms(orphan)
+            self.files.starts = known
+            if time_ms is not None and time_ms < synced_before_ms:
+                raise StoreCorruptError(f"{self.files.path(self.files.end)} is missing: bring it back from a copy")
+        for orphan in reversed(orphans):
+            self.files.remove_orphan(orphan)
 
     @property
     def min_offset(self) -> int:

@@ -56,8 +56,9 @@ class ConsumeQueue:
         self._min_for_physical = -1
 
     def load(self, *, unclean: bool) -> None:
-        """Find the queue's end in its files; entries after an empty one do not count."""
-        self.files.load(_SIZE_KEY, unclean=unclean)
+        """Find the queue's end in its files; entries after an empty one, or after a missing file, do not count."""
+        for orphan in self.files.load(_SIZE_KEY, unclean=unclean):
+            self.files.remove_orphan(orphan)
         self._set_end(self._first_without(lambda physical, size: physical >= 0 and size > 0))
 
     def start_at(self, offset: int) -> None:

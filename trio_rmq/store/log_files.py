@@ -125,32 +125,43 @@ class LogFiles:
         """The path of the file that begins at offset `start`."""
         return f"{self.directory}/{start:0{_NAME_DIGITS}d}"
 
-    def load(self, size_key: str, *, unclean: bool = False) -> None:
+    def load(self, size_key: str, *, unclean: bool = False) -> list[int]:
         """Read the folder.  `size_key` is the configuration key that set the file size, for the error's sentence.
 
-        After an unclean stop a last file of length zero - made, but its length not yet on disk - gets its length.
+        After an unclean stop a file of length zero - its name reached the disk, its length did not - gets its length,
+        and files after a gap are left out and returned: the caller judges whether anything synced was in them.
         Raises StoreError when a file's length is not the configured one or a stray file is there, StoreCorruptError
-        when a file in the middle is missing.
+        when a file in the middle is missing after a clean stop.
         """
         starts = []
         for name in self.disk.list_directory(self.directory):
             if len(name) != _NAME_DIGITS or not name.isascii() or not name.isdigit():
                 raise StoreError(f"{self.directory}/{name} does not belong there: move it away and start again")
             starts.append(int(name))
-        for index, start in enumerate(starts):
+        for start in starts:
             path = self.path(start)
             size = self.disk.path_size(path)
-            if size == 0 and unclean and index == len(starts) - 1:
+            if size == 0 and unclean:
                 self.disk.truncate(self._handles.get(path), self.file_size)
-            elif size != self.file_size:
+            elif size != self.file_size or start % self.file_size:
                 raise StoreError(
                     f"{path} has {size} bytes, but {size_key} is {self.file_size}: "
                     f"set {size_key} to what this store was made with"
                 )
-        for before, start in pairwise(starts):
-            if start != before + self.file_size:
-                raise StoreCorruptError(f"{self.path(before + self.file_size)} is missing: bring it back from a copy")
-        self.starts = starts
+        gap = next((index for index, (a, b) in enumerate(pairwise(starts), 1) if b != a + self.file_size), len(starts))
+        if gap < len(starts) and not unclean:
+            raise StoreCorruptError(
+                f"{self.path(starts[gap - 1] + self.file_size)} is missing: bring it back from a copy"
+            )
+        self.starts, orphans = starts[:gap], starts[gap:]
+        return orphans
+
+    def remove_orphan(self, start: int) -> None:
+        """Remove a file that `load` left out."""
+        path = self.path(start)
+        self._handles.forget(path)
+        self.disk.unlink(path)
+        self.changed_directories.add(self.directory)
 
     def locate(self, offset: int) -> int | None:
         """The start of the file that holds `offset`, or None when no file does."""

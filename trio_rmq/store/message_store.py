@@ -23,7 +23,7 @@ from trio_rmq.errors import StoreError, StoreFailedError, StoreLockedError
 from trio_rmq.limits import STORE_HANDLES_MAX
 from trio_rmq.store.append import Appender, Staged
 from trio_rmq.store.checkpoint import Checkpoint
-from trio_rmq.store.commit_log import SIZE_KEY, CommitLog
+from trio_rmq.store.commit_log import CommitLog
 from trio_rmq.store.consume_queue import ConsumeQueues
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.dispatch import DelayLevels
@@ -270,9 +270,12 @@ class MessageStore:
             if clean:
                 disk.close(disk.open(abort, create=True))
                 self._changed_directories.add(root)
+            # The mark must be on disk before anything it warns of.
+            await disk.sync([], directories=sorted(self._changed_directories))
+            self._changed_directories.clear()
             self._checkpoint.load()
             self._fences = self._fences_file.load(msgspec.json.Decoder(dict[str, int]).decode) or {}
-            self._log.files.load(SIZE_KEY, unclean=not clean)
+            self._log.load(unclean=not clean, synced_before_ms=self._checkpoint.log_time_ms)
             self._queues.load(unclean=not clean)
             recovery = Recovery(
                 disk,
