@@ -1,0 +1,53 @@
+"""What the commands ask of the operating system beside files and sockets: this process's age, its name, systemd.
+
+The only file of the command line that opens a socket or reads a clock of its own: both are about this process, and
+nothing that a simulation replaces.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+
+
+def host_name() -> str:
+    """The machine's name, which RocketMQ gives to a broker that nobody named."""
+    return os.uname().nodename
+
+
+def default_name_servers() -> str:
+    """The environment's NAMESRV_ADDR, as RocketMQ's servers and clients honour it; empty when unset."""
+    return os.environ.get("NAMESRV_ADDR", "").strip()
+
+
+def seconds_since_start() -> float | None:
+    """Seconds since the system started this process (to 10 ms), interpreter start included; None where unknown."""
+    try:
+        stat = Path("/proc/self/stat").read_text()
+        started_ticks = int(stat.rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None
+
+
+def notify_systemd(state: str) -> None:
+    """Send `state` (`READY=1`, `STOPPING=1`) to the socket that systemd named in NOTIFY_SOCKET; nothing without it.
+
+    See sd_notify(3).  A socket that cannot be reached is no reason to stop serving.
+    """
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path:
+        return
+    address = "\0" + path[1:] if path.startswith("@") else path
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+            notify.sendto(state.encode(), address)
+    except OSError:
+        return
+
+
+def exit_now(status: int) -> None:
+    """End the process at once, without cleaning up: the answer to a second signal."""
+    os._exit(status)

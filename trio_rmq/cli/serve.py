@@ -1,0 +1,208 @@
+"""`trio-rmq namesrv`, `broker` and `standalone`: read settings, serve until a signal, end with a sentence.
+
+Exit status: 0 stopped by SIGINT or SIGTERM, in order; 1 a defect, with its traceback; 2 a configuration that cannot be
+used; 3 an address that cannot be listened on; 4 a store that cannot be opened or failed; 128 + n a second signal n.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, NoReturn, Protocol
+
+import trio
+
+from trio_rmq.cli.host import default_name_servers, exit_now, host_name, notify_systemd, seconds_since_start
+from trio_rmq.cli.logs import LEVELS, set_up_logging
+from trio_rmq.config import load_broker_settings, load_namesrv_settings, load_standalone_settings
+from trio_rmq.errors import ConfigError, ListenError, RocketMQError, StoreError
+
+logger = logging.getLogger("trio_rmq")
+
+Announce = Callable[[Any], Iterable[str]]
+"""Given what the server said when it was ready, the lines to print."""
+
+
+class Serve(Protocol):
+    """A server with its settings filled in: runs until cancelled, and says when it is ready."""
+
+    def __call__(self, *, task_status: trio.TaskStatus[Any]) -> Awaitable[None]: ...
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaint is a ConfigError, so that all bad settings end alike."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def run_server(command: str, words: Sequence[str]) -> int:
+    """Run the server `command` with the words after it on the command line; returns the exit status."""
+    try:
+        options = _parser(command).parse_intermixed_args(words)
+        set_up_logging(options.log_level, options.log_file)
+        serve, announce = {"namesrv": _namesrv, "broker": _broker, "standalone": _standalone}[command](options)
+        trio.run(_run_until_signal, serve, announce)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BaseExceptionGroup as group:
+        return _say(_first_error(group), command)
+    except RocketMQError as error:
+        return _say(error, command)
+    return 0
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    about = {
+        "namesrv": "Run a name server: it tells clients which brokers have a topic's queues.",
+        "broker": "Run a broker: it stores messages and serves producers and consumers.",
+        "standalone": "Run a name server and a broker in one process, for this machine unless told otherwise.",
+    }[command]
+    parser = _Parser(prog=f"trio-rmq {command}", description=about)
+    parser.add_argument(
+        "-c", "--config", metavar="FILE", help="settings, key=value a line as RocketMQ's servers read them"
+    )
+    if command == "broker":
+        parser.add_argument(
+            "-n", "--namesrv", metavar="ADDRS", default="",
+            help="name servers, host:port separated by ';' (default: the file's namesrvAddr, else $NAMESRV_ADDR)",
+        )  # fmt: skip
+    if command == "standalone":
+        parser.add_argument("--store", metavar="DIR", help="folder that keeps everything (default: ./store)")
+        parser.add_argument("--port", type=int, metavar="N", help="port of the broker (default: 10911)")
+        parser.add_argument("--namesrv-port", type=int, metavar="N", help="port of the name server (default: 9876)")
+    parser.add_argument("--log-level", default="INFO", metavar="LEVEL", help=f"{', '.join(LEVELS)} (default: INFO)")
+    parser.add_argument("--log-file", metavar="FILE", help="write the log there, not to stderr")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that win over the file's")
+    return parser
+
+
+def _namesrv(options: argparse.Namespace) -> tuple[Serve, Announce]:
+    from trio_rmq.namesrv.server import serve_name_server
+
+    settings = load_namesrv_settings(options.config, options.overrides)
+
+    async def serve(*, task_status: trio.TaskStatus[Any]) -> None:
+        await serve_name_server(settings.namesrv, remoting=settings.remoting, task_status=task_status)
+
+    return serve, lambda ready: [f"name server  {ready.address}"]
+
+
+def _broker(options: argparse.Namespace) -> tuple[Serve, Announce]:
+    from trio_rmq.broker.server import serve_broker
+
+    overrides = list(options.overrides)
+    if options.namesrv:
+        overrides.insert(0, f"namesrvAddr={options.namesrv}")
+    settings = load_broker_settings(options.config, overrides, host_name=host_name())
+    if not settings.broker.namesrv_addr:
+        settings.broker.namesrv_addr = default_name_servers()
+
+    async def serve(*, task_status: trio.TaskStatus[Any]) -> None:
+        await serve_broker(settings.broker, settings.store, remoting=settings.remoting, task_status=task_status)
+
+    def announce(ready: Any) -> Iterable[str]:
+        names = ", ".join(settings.broker.name_servers())
+        yield f"broker       {ready.address}  ({settings.broker.broker_name})"
+        yield f"store        {settings.store.store_path_root_dir}"
+        yield f"registers at {names or 'no name server: set namesrvAddr, -n or NAMESRV_ADDR'}"
+
+    return serve, announce
+
+
+def _standalone(options: argparse.Namespace) -> tuple[Serve, Announce]:
+    from trio_rmq.standalone import serve_standalone
+
+    overrides = list(options.overrides)
+    chosen = {}
+    if options.store is not None:
+        chosen = {"storePathRootDir": options.store, "kvConfigPath": f"{options.store}/namesrv/kvConfig.json"}
+    if options.port is not None:
+        chosen["listenPort"] = str(options.port)
+    overrides = [f"{key}={value}" for key, value in chosen.items()] + overrides
+    namesrv, settings = load_standalone_settings(options.config, overrides)
+    if options.namesrv_port is not None:
+        if not 0 <= options.namesrv_port <= 65535:
+            raise ConfigError(f"--namesrv-port {options.namesrv_port}: the value must be from 0 to 65535")
+        namesrv.listen_port = options.namesrv_port
+
+    async def serve(*, task_status: trio.TaskStatus[Any]) -> None:
+        await serve_standalone(
+            namesrv, settings.broker, settings.store, remoting=settings.remoting, task_status=task_status
+        )
+
+    def announce(ready: Any) -> Iterable[str]:
+        yield f"name server  {ready.namesrv_address}"
+        yield f"broker       {ready.broker_address}  (TCP and ws://)"
+        yield f"store        {settings.store.store_path_root_dir}"
+        yield "try next     " + next_command(ready.namesrv_address)
+
+    return serve, announce
+
+
+def next_command(namesrv_address: str) -> str:
+    """A command that works as it stands in another terminal, against the name server just started."""
+    host, _, port = namesrv_address.rpartition(":")
+    if host in ("0.0.0.0", "[::]"):  # noqa: S104 - compared, not bound
+        host = "127.0.0.1"
+    server = "" if (host, port) == ("127.0.0.1", "9876") else f" -n {host}:{port}"
+    return f"trio-rmq send{server} Greetings hello && trio-rmq receive{server} Greetings --until-end"
+
+
+async def _run_until_signal(serve: Serve, announce: Announce) -> None:
+    """Serve; the first SIGINT or SIGTERM cancels the server, which ends in order; a second ends the process."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as watching:
+            serving = trio.CancelScope()
+
+            async def watch() -> None:
+                async for number in signals:
+                    if serving.cancel_called:
+                        exit_now(128 + number)
+                    logger.info("stopping on %s", signal.Signals(number).name)
+                    notify_systemd("STOPPING=1")
+                    serving.cancel()
+
+            watching.start_soon(watch)
+            with serving:
+                async with trio.open_nursery() as nursery:
+                    ready = await nursery.start(serve)
+                    notify_systemd("READY=1")
+                    _print_ready(announce(ready))
+            logger.info("stopped")
+            watching.cancel_scope.cancel()
+
+
+def _print_ready(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)
+    age = seconds_since_start()
+    print("ready" if age is None else f"ready        {age:.2f} s after the process began", flush=True)
+
+
+def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that a person should hear of: ours before others, out of all nesting."""
+    leaves: list[BaseException] = []
+    stack: list[BaseException] = [group]
+    while stack:
+        error = stack.pop()
+        if isinstance(error, BaseExceptionGroup):
+            stack.extend(reversed(error.exceptions))
+        else:
+            leaves.append(error)
+    defects = [error for error in leaves if not isinstance(error, RocketMQError)]
+    if defects:
+        raise group
+    return leaves[0]
+
+
+def _say(error: BaseException, command: str) -> int:
+    print(f"trio-rmq {command}: {error}", file=sys.stderr)
+    if isinstance(error, ConfigError):
+        return 2
+    if isinstance(error, ListenError):
+        return 3
+    return 4 if isinstance(error, StoreError) else 1
