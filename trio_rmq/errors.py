@@ -17,15 +17,13 @@ class ProtocolError(RocketMQError):
     """The peer sent bytes that are no valid frame, command, header, body or record.
 
     `response_code` is what to answer where an answer is possible; `fatal` says that the stream has lost its
-    framing, so the connection must close.  `opaque` is the request id where the decoder got as far as reading it:
-    only then can a command that does not decode be answered.
+    framing, or that not even the request id could be read, so that the connection must close.
     """
 
-    def __init__(self, message: str, *, response_code: int = 1, fatal: bool = False, opaque: int | None = None) -> None:
+    def __init__(self, message: str, *, response_code: int = 1, fatal: bool = False) -> None:
         super().__init__(message)
         self.response_code = response_code
         self.fatal = fatal
-        self.opaque = opaque
 
 
 class RequestError(RocketMQError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
+from os import strerror
 
 from trio_rmq.errors import ConfigError
 
@@ -61,3 +62,17 @@ def plain_host(host: str) -> str:
 def packed_host(host: str) -> bytes:
     """The 4 or 16 bytes of a numeric host."""
     return ip_address(plain_host(host)).packed
+
+
+def system_reason(error: BaseException) -> str:
+    """The system's own words for a socket error, from under the causes and groups that libraries wrap around it."""
+    inner = error if isinstance(error, BaseExceptionGroup) else error.__cause__
+    if isinstance(inner, BaseExceptionGroup):
+        return "; ".join(dict.fromkeys(system_reason(one) for one in inner.exceptions))
+    if isinstance(inner, OSError):
+        return system_reason(inner)
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return strerror(error.errno)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror  # name resolution has numbers of its own, below zero
+    return str(error)

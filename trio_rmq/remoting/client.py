@@ -17,7 +17,7 @@ import anyio.abc
 
 from trio_rmq import limits
 from trio_rmq.errors import ConfigError, ConnectError, RemotingError
-from trio_rmq.remoting.address import parse_address
+from trio_rmq.remoting.address import parse_address, system_reason
 from trio_rmq.remoting.connection import (
     TRANSPORT_ERRORS,
     Channel,
@@ -47,7 +47,7 @@ async def connect_channel(
         try:
             stream = await anyio.connect_tcp(target.host, target.port)
         except OSError as error:
-            raise ConnectError(f"cannot connect to {address}: {_reason(error)}", address=address) from error
+            raise ConnectError(f"cannot connect to {address}: {system_reason(error)}", address=address) from error
         if target.path is None:
             return TcpChannel(stream, serialize_type)
         try:
@@ -63,18 +63,6 @@ async def connect_channel(
 
 def _host_header(address: str) -> str:
     return address.partition("://")[2].partition("/")[0]
-
-
-def _reason(error: BaseException) -> str:
-    """The system's own words, from under the causes and groups that anyio wraps around them."""
-    cause = error.__cause__
-    if isinstance(cause, BaseExceptionGroup):
-        return "; ".join(dict.fromkeys(_reason(inner) for inner in cause.exceptions))
-    if isinstance(cause, OSError):
-        return _reason(cause)
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error)
 
 
 @asynccontextmanager

@@ -48,7 +48,7 @@ class Channel(Protocol):
         """The commands of the next chunk, maybe none; TRANSPORT_ERRORS at its end, ProtocolError for bad bytes."""
         ...
 
-    def encode(self, commands: Sequence[Command]) -> bytes:
+    def encode(self, commands: list[Command]) -> bytes:
         """`commands` as bytes that may be joined with others and sent together."""
         ...
 
@@ -81,7 +81,7 @@ class TcpChannel:
         """See Channel."""
         return [decode_frame(frame) for frame in self._splitter.feed(await self._stream.receive(READ_BYTES))]
 
-    def encode(self, commands: Sequence[Command]) -> bytes:
+    def encode(self, commands: list[Command]) -> bytes:
         """See Channel."""
         if len(commands) == 1:
             return encode_frame(commands[0])
@@ -131,7 +131,7 @@ class Connection:
         the request may have been carried out); TooManyRequestsError when a local bound is reached and nothing was
         sent.  Cancelled, the request may still be carried out; its answer is dropped.
         """
-        (answer,) = await self.request_many((command,), timeout_seconds)
+        (answer,) = await self.request_many([command], timeout_seconds)
         if isinstance(answer, Command):
             return answer
         raise answer
@@ -148,7 +148,7 @@ class Connection:
             timeout_seconds = await self._wait_below_pause(timeout_seconds)
         pending = self._requests.open(commands)
         try:
-            self._queue(commands)
+            self._queue(commands if isinstance(commands, list) else list(commands))
             return await pending.wait(timeout_seconds)
         finally:
             pending.discard()
@@ -168,7 +168,7 @@ class Connection:
             raise self._lost()
         command.opaque = self._requests.next_opaque()
         command.flag |= FLAG_ONEWAY
-        self._queue((command,))
+        self._queue([command])
 
     def close(self, reason: str = "closed by the client") -> None:
         """End the connection: everything that waits on it fails now; `wait_closed` returns when it is gone."""
@@ -238,7 +238,7 @@ class Connection:
     def _wake(self) -> None:
         self._wake_writer.set()
 
-    def _queue(self, commands: Sequence[Command]) -> None:
+    def _queue(self, commands: list[Command]) -> None:
         serialize_type = self._channel.serialize_type
         for command in commands:
             command.serialize_type = serialize_type
@@ -291,7 +291,7 @@ class Connection:
 
     def _answer(self, command: Command, reply: Command) -> None:
         try:
-            self._queue_payload(self._channel.encode((reply,)))
+            self._queue_payload(self._channel.encode([reply]))
         except TooManyRequestsError as error:
             logger.warning("request %d from %s was not answered: %s", command.code, self.address, error)
 

@@ -56,10 +56,6 @@ class HandlerTable:
         if code in self.single or code in self.batch:
             raise ValueError(f"request code {code} has a handler already")
 
-    def _check_free(self, code: int) -> None:
-        if code in self.single or code in self.batch:
-            raise ValueError(f"request code {code} has a handler already")
-
     def register(self, code: int, handler: Handler) -> None:
         """`handler` answers requests with `code`; a code has one handler."""
         self._check_free(code)

@@ -13,14 +13,13 @@ from __future__ import annotations
 import errno
 import heapq
 import logging
-import os
 import weakref
 from collections.abc import Sequence
 
 import trio
 
 from trio_rmq.errors import ListenError
-from trio_rmq.remoting.address import format_address, parse_address
+from trio_rmq.remoting.address import format_address, parse_address, system_reason
 from trio_rmq.remoting.handlers import HandlerTable
 from trio_rmq.remoting.session import Session, SessionCallback
 from trio_rmq.remoting.settings import DEFAULT_SETTINGS, RemotingSettings
@@ -72,7 +71,7 @@ async def _open_listeners(addresses: Sequence[str]) -> list[trio.SocketListener]
             try:
                 opened = await trio.open_tcp_listeners(address.port, host=address.host, backlog=BACKLOG)
             except OSError as error:
-                raise ListenError(f"cannot listen on {text}: {_reason(error)}", address=text) from error
+                raise ListenError(f"cannot listen on {text}: {system_reason(error)}", address=text) from error
             if address.port == 0:
                 # A name with several addresses would get as many different ports: one is what was asked for.
                 for extra in opened[1:]:
@@ -84,18 +83,6 @@ async def _open_listeners(addresses: Sequence[str]) -> list[trio.SocketListener]
             listener.socket.close()
         raise
     return listeners
-
-
-def _reason(error: OSError) -> str:
-    """The system's own words, from inside the groups and causes that libraries wrap around them."""
-    cause: BaseException | None = error
-    while isinstance(cause, BaseExceptionGroup):
-        cause = cause.exceptions[0]
-    if isinstance(cause, OSError) and cause.errno is not None and cause.errno > 0:
-        return os.strerror(cause.errno)
-    if isinstance(error.__cause__, OSError):
-        return _reason(error.__cause__)
-    return str(error)
 
 
 def _bound_address(listener: trio.SocketListener) -> str:
@@ -131,7 +118,7 @@ class _Server:
                 except OSError as error:
                     if error.errno not in ACCEPT_CAPACITY_ERRORS:
                         raise
-                    logger.error("cannot accept connections: %s; trying again", _reason(error))
+                    logger.error("cannot accept connections: %s; trying again", system_reason(error))
                     await trio.sleep(ACCEPT_PAUSE_SECONDS)
                     continue
                 if self._connections >= self._settings.connections_max:

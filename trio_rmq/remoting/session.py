@@ -159,8 +159,8 @@ class Session(ABC):
                 await self._serve()
                 await self._wait_written()
                 nursery.cancel_scope.cancel()
-        except* Exception:
-            logger.exception("connection with %s: dropped by an error in the server", self.peer)
+        except* Exception as group:  # noqa: BLE001 - the session boundary: a defect ends this connection and no other
+            self._log_defect(group)
         finally:
             self.closed = True
             self._requests.fail_all(ConnectionLostError(f"the connection with {self.peer} closed", address=self.peer))
@@ -171,12 +171,16 @@ class Session(ABC):
                 except Exception:
                     logger.exception("connection with %s: error while cleaning up after it", self.peer)
 
+    def _log_defect(self, group: BaseExceptionGroup[Exception]) -> None:
+        """Log what ended the connection and should not have."""
+        logger.error("connection with %s: dropped by an error in the server", self.peer, exc_info=group)
+
     @abstractmethod
     async def _serve(self) -> None:
         """Read and answer until the peer ends the stream or has to be refused."""
 
     @abstractmethod
-    def _encode(self, commands: Sequence[Command]) -> bytes:
+    def _encode(self, commands: list[Command]) -> bytes:
         """`commands` as the bytes of one write."""
 
     @abstractmethod
@@ -296,7 +300,7 @@ class Session(ABC):
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
-    def _encode_safely(self, commands: Sequence[Command]) -> bytes:
+    def _encode_safely(self, commands: list[Command]) -> bytes:
         """`_encode`, with a reply that cannot be encoded (a defect in its handler) replaced by SYSTEM_ERROR."""
         try:
             return self._encode(commands)
@@ -304,12 +308,12 @@ class Session(ABC):
             pieces = []
             for command in commands:
                 try:
-                    pieces.append(self._encode((command,)))
+                    pieces.append(self._encode([command]))
                 except Exception as error:  # noqa: BLE001 - the session boundary
-                    pieces.append(self._encode((self._failure_reply(command, error),)))
+                    pieces.append(self._encode([self._failure_reply(command, error)]))
             return b"".join(pieces)
 
-    def _post(self, commands: Sequence[Command]) -> None:
+    def _post(self, commands: list[Command]) -> None:
         """Queue commands from outside the reading task, and see that a task writes them."""
         self._enqueue(self._encode(commands))
         if not self._writing and self._nursery is not None and not self.closed:
@@ -322,7 +326,7 @@ class Session(ABC):
         if self._outgoing_bytes > self._settings.outgoing_bytes_max:
             self.close(f"dropped, it left {self._outgoing_bytes} bytes unread")
 
-    async def _reply(self, replies: Sequence[Command]) -> None:
+    async def _reply(self, replies: list[Command]) -> None:
         """Write the replies of one chunk from the reading task; pause it while too much is unwritten."""
         payload = self._encode_safely(replies)
         if self._writing:
@@ -383,7 +387,10 @@ class Session(ABC):
         return b"".join(pieces)
 
     async def _wait_written(self) -> None:
-        """After the peer's end of stream: let the replies that are already queued leave."""
+        """After the last command was read: let the replies that are queued leave."""
+        if self._outgoing and not self._writing:
+            self._writing = True
+            await self._write_queue()
         while self._writing and self._outgoing_bytes:
             self._resume_reading = trio.Event()
             await self._resume_reading.wait()

@@ -6,9 +6,6 @@ from dataclasses import dataclass
 
 from trio_rmq import limits
 
-WEBSOCKET_PROTOCOL = "rmq.cbor.v1"
-"""The WebSocket sub-protocol: each binary message is a CBOR sequence of commands (protocol/command.cddl)."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemotingSettings:

@@ -15,7 +15,7 @@ from trio_rmq.errors import ProtocolError
 from trio_rmq.remoting.handlers import HandlerTable
 from trio_rmq.remoting.session import Session, SessionCallback, logger
 from trio_rmq.remoting.settings import RemotingSettings
-from trio_rmq.wire.command import FLAG_RESPONSE, Command, SerializeType
+from trio_rmq.wire.command import Command
 from trio_rmq.wire.frame import FrameSplitter, decode_frame, encode_frame
 
 SMALL_READ_BYTES = 64 * 1024
@@ -61,9 +61,9 @@ class TcpSession(Session):
                     try:
                         commands = [decode_frame(frame) for frame in frames]
                     except ProtocolError:
-                        replies = self._handle_one_by_one(frames)
-                    else:
-                        replies = self._handle(commands)
+                        self._handle_before_error(frames)
+                        raise
+                    replies = self._handle(commands)
                     if replies:
                         await self._reply(replies)
                 elif len(data) >= ACTIVE_READ_BYTES:
@@ -76,37 +76,21 @@ class TcpSession(Session):
             logger.debug("connection with %s: lost, %s", self.peer, error)
             self.close(f"lost: {error}")
 
-    def _handle_one_by_one(self, frames: Sequence[bytes]) -> list[Command]:
-        """The frames of a chunk with a bad one in it: the others are served, in their order.
+    def _handle_before_error(self, frames: Sequence[bytes]) -> None:
+        """Serve the frames of a chunk up to the one that does not decode, whose ProtocolError comes out.
 
-        A bad one is answered when its opaque could be read; otherwise its ProtocolError comes out, with those before
-        it served and answered, and the connection closes.
+        What does not decode has no request id, so it cannot be answered (RocketMQ closes too).
         """
-        replies: list[Command] = []
-        for frame in frames:
-            try:
-                command = decode_frame(frame)
-            except ProtocolError as error:
-                if error.fatal or error.opaque is None:
-                    if replies:
-                        self._enqueue(self._encode_safely(replies))
-                    raise
-                binary = frame[0] == SerializeType.ROCKETMQ
-                binary = frame[0] == SerializeType.ROCKETMQ
-                replies.append(
-                    Command(
-                        error.response_code,
-                        remark=str(error),
-                        flag=FLAG_RESPONSE,
-                        opaque=error.opaque,
-                        serialize_type=SerializeType.ROCKETMQ if binary else SerializeType.JSON,
-                    )
-                )
-            else:
-                replies.extend(self._handle((command,)))
-        return replies
+        commands: list[Command] = []
+        try:
+            for frame in frames:
+                commands.append(decode_frame(frame))  # noqa: PERF401 - those before the error are the point
+        finally:
+            replies = self._handle(commands)
+            if replies:
+                self._enqueue(self._encode_safely(replies))
 
-    def _encode(self, commands: Sequence[Command]) -> bytes:
+    def _encode(self, commands: list[Command]) -> bytes:
         if len(commands) == 1:
             return encode_frame(commands[0])
         return b"".join([encode_frame(command) for command in commands])

@@ -11,7 +11,7 @@ settings allow that origin.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
 from typing import Literal
 
 import trio
@@ -20,9 +20,9 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketReque
 from trio_rmq.errors import ProtocolError
 from trio_rmq.remoting.handlers import HandlerTable
 from trio_rmq.remoting.session import Session, SessionCallback, logger
-from trio_rmq.remoting.settings import WEBSOCKET_PROTOCOL, RemotingSettings
-from trio_rmq.wire.cbor_codec import decode_commands, encode_commands
-from trio_rmq.wire.command import FLAG_RESPONSE, Command, SerializeType
+from trio_rmq.remoting.settings import RemotingSettings
+from trio_rmq.wire.cbor_codec import SUB_PROTOCOL, decode_commands, encode_commands
+from trio_rmq.wire.command import Command
 
 READ_BYTES = 64 * 1024
 CLOSE_SECONDS = 1.0
@@ -30,6 +30,8 @@ CLOSE_SECONDS = 1.0
 
 CLOSE_PROTOCOL_ERROR = 1002
 CLOSE_UNSUPPORTED_DATA = 1003
+BROKEN_CLOSE_CODES = frozenset({1002, 1003, 1007, 1009, 1010})
+"""Close codes (RFC 6455, 7.4.1) that say one side broke a rule."""
 
 
 class _SessionStream(trio.abc.Stream):
@@ -118,9 +120,23 @@ class WebSocketSession(Session):
                 self._websocket = websocket
                 await self._serve_messages(websocket)
         except ConnectionClosed as closed:
-            logger.debug("connection with %s: WebSocket closed, %r", self.peer, closed.reason)
+            reason = closed.reason
+            broken = reason is not None and reason.code in BROKEN_CLOSE_CODES
+            logger.log(
+                logging.WARNING if broken else logging.DEBUG,
+                "connection with %s: closed, WebSocket %s",
+                self.peer,
+                reason,
+            )
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self.close(f"lost: {error}")
+
+    def _log_defect(self, group: BaseExceptionGroup[Exception]) -> None:
+        # wsproto decodes some handshake headers without a guard: bytes that are no text are the peer's fault.
+        if self._websocket is None and group.split(UnicodeError)[1] is None:
+            logger.warning("connection with %s: closed, no valid WebSocket handshake", self.peer)
+        else:
+            super()._log_defect(group)
 
     async def _shake_hands(self) -> WebSocketConnection | None:
         assert self._nursery is not None  # noqa: S101 - called inside the session's nursery
@@ -135,7 +151,7 @@ class WebSocketSession(Session):
             )
             refusal = self._refusal(request)
             if refusal is None:
-                websocket = await request.accept(subprotocol=WEBSOCKET_PROTOCOL)
+                websocket = await request.accept(subprotocol=SUB_PROTOCOL)
                 self._handshake_scope = None
                 return websocket
             status, reason = refusal
@@ -153,8 +169,8 @@ class WebSocketSession(Session):
                 origin = value.decode("latin-1")
                 if origin not in allowed and "*" not in allowed:
                     return 403, f"origin {origin!r} is not allowed"
-        if WEBSOCKET_PROTOCOL not in request.proposed_subprotocols:
-            return 400, f"the sub-protocol {WEBSOCKET_PROTOCOL} must be proposed"
+        if SUB_PROTOCOL not in request.proposed_subprotocols:
+            return 400, f"the sub-protocol {SUB_PROTOCOL} must be proposed"
         return None
 
     async def _serve_messages(self, websocket: WebSocketConnection) -> None:
@@ -164,20 +180,11 @@ class WebSocketSession(Session):
                 await self._refuse_message(websocket, CLOSE_UNSUPPORTED_DATA, "text message, binary ones carry CBOR")
                 return
             try:
-                replies = self._handle(decode_commands(message))
+                commands = decode_commands(message)
             except ProtocolError as error:
-                if error.fatal or error.opaque is None:
-                    await self._refuse_message(websocket, CLOSE_PROTOCOL_ERROR, str(error))
-                    return
-                replies = [
-                    Command(
-                        error.response_code,
-                        remark=str(error),
-                        flag=FLAG_RESPONSE,
-                        opaque=error.opaque,
-                        serialize_type=SerializeType.CBOR,
-                    )
-                ]
+                await self._refuse_message(websocket, CLOSE_PROTOCOL_ERROR, str(error))
+                return
+            replies = self._handle(commands)
             if replies:
                 await self._reply(replies)
 
@@ -186,7 +193,7 @@ class WebSocketSession(Session):
         with trio.move_on_after(CLOSE_SECONDS):
             await websocket.aclose(code, reason[:100])
 
-    def _encode(self, commands: Sequence[Command]) -> bytes:
+    def _encode(self, commands: list[Command]) -> bytes:
         return encode_commands(commands)
 
     async def _send(self, payload: bytes) -> int:

@@ -6,7 +6,7 @@ next one.  A pong is owed by the reading task but sent by the writing one, as on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import anyio
 import anyio.abc
@@ -26,8 +26,7 @@ from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from trio_rmq import limits
 from trio_rmq.errors import ConnectError, ProtocolError
-from trio_rmq.remoting.settings import WEBSOCKET_PROTOCOL
-from trio_rmq.wire.cbor_codec import decode_commands, encode_commands
+from trio_rmq.wire.cbor_codec import SUB_PROTOCOL, decode_commands, encode_commands
 from trio_rmq.wire.command import Command, SerializeType
 
 READ_BYTES = 64 * 1024
@@ -87,7 +86,7 @@ class WebSocketChannel:
         if self.on_control is not None:
             self.on_control()
 
-    def encode(self, commands: Sequence[Command]) -> bytes:
+    def encode(self, commands: list[Command]) -> bytes:
         """See Channel."""
         return encode_commands(commands)
 
@@ -117,7 +116,7 @@ class WebSocketChannel:
 async def shake_hands(stream: anyio.abc.ByteStream, *, address: str, host: str, path: str) -> WebSocketChannel:
     """Upgrade `stream`; ConnectError says why the server refused.  The caller bounds the time and closes on error."""
     websocket = WSConnection(ConnectionType.CLIENT)
-    await stream.send(websocket.send(Request(host=host, target=path, subprotocols=[WEBSOCKET_PROTOCOL])))
+    await stream.send(websocket.send(Request(host=host, target=path, subprotocols=[SUB_PROTOCOL])))
     status, text = 0, b""
     while True:
         try:
@@ -125,8 +124,8 @@ async def shake_hands(stream: anyio.abc.ByteStream, *, address: str, host: str, 
             websocket.receive_data(data)
             for event in websocket.events():
                 if isinstance(event, AcceptConnection):
-                    if event.subprotocol != WEBSOCKET_PROTOCOL:
-                        raise ConnectError(f"{address} does not speak {WEBSOCKET_PROTOCOL}", address=address)
+                    if event.subprotocol != SUB_PROTOCOL:
+                        raise ConnectError(f"{address} does not speak {SUB_PROTOCOL}", address=address)
                     return WebSocketChannel(stream, websocket)
                 if isinstance(event, RejectConnection):
                     status = event.status_code
