@@ -69,3 +69,6 @@ BODY_DEPTH_MAX = 32
 
 INFLATED_BODY_MAX_BYTES = 64 * 1024 * 1024
 """Largest registration body after inflating: 200,000 topics with attributes; a deflated frame could claim 16 GiB."""
+
+PULL_SUSPEND_MAX_SECONDS = 60.0
+"""Longest time a pull is held, whatever it asks for: well inside a connection's idle time."""

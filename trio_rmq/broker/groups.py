@@ -1,0 +1,81 @@
+"""The broker's table of consumer groups.
+
+Invariants: every change raises the data version and marks the table as unsaved; a group that was made here on first use
+has a valid name.  Saved as config/subscriptionGroup.json.  Source: RocketMQ SubscriptionGroupManager (4.9).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from trio_rmq.broker import names
+from trio_rmq.clock import wall_ms
+from trio_rmq.wire.groups import (
+    SubscriptionGroupConfig,
+    SubscriptionGroupWrapper,
+    decode_group_table,
+    encode_group_table,
+)
+from trio_rmq.wire.topics import DataVersion
+
+logger = logging.getLogger(__name__)
+
+
+class GroupTable:
+    """All consumer groups of one broker; `auto_create` makes an unknown one on first use."""
+
+    def __init__(self, *, auto_create: bool) -> None:
+        self._auto_create = auto_create
+        self._groups = {name: SubscriptionGroupConfig(group_name=name) for name in names.SYSTEM_GROUPS}
+        self.data_version = DataVersion(counter=0, timestamp=wall_ms())
+        self.unsaved = False
+        """Whether the table differs from what was last encoded for its file."""
+
+    def get(self, name: str) -> SubscriptionGroupConfig | None:
+        """The group, or None."""
+        return self._groups.get(name)
+
+    def find(self, name: str) -> SubscriptionGroupConfig | None:
+        """The group, made when it is missing, has a valid name and groups are made on first use; else None."""
+        group = self._groups.get(name)
+        if group is None and self._auto_create and names.group_problem(name) is None:
+            group = SubscriptionGroupConfig(group_name=name)
+            self.update(group)
+        return group
+
+    def __iter__(self) -> Iterator[SubscriptionGroupConfig]:
+        return iter(list(self._groups.values()))
+
+    def update(self, group: SubscriptionGroupConfig) -> None:
+        """Make or replace a group."""
+        logger.info("group %s %s", group.group_name, "changed" if group.group_name in self._groups else "made")
+        self._groups[group.group_name] = group
+        self._changed()
+
+    def delete(self, name: str) -> bool:
+        """Remove a group; False when there was none."""
+        if self._groups.pop(name, None) is None:
+            return False
+        logger.info("group %s deleted", name)
+        self._changed()
+        return True
+
+    def wrapper(self) -> SubscriptionGroupWrapper:
+        """The table with its version, as tools and slaves ask for it."""
+        return SubscriptionGroupWrapper(data_version=self.data_version, subscription_group_table=dict(self._groups))
+
+    def _changed(self) -> None:
+        self.data_version = self.data_version.next_version(wall_ms())
+        self.unsaved = True
+
+    def encode(self) -> bytes:
+        """The content of subscriptionGroup.json; the table counts as saved."""
+        self.unsaved = False
+        return encode_group_table(self.wrapper(), pretty=True)
+
+    def load(self, content: bytes) -> None:
+        """Take the content of subscriptionGroup.json."""
+        wrapper = decode_group_table(content)
+        self._groups.update(wrapper.subscription_group_table)
+        self.data_version = wrapper.data_version

@@ -1,0 +1,147 @@
+"""Clients come, stay and leave: heartbeat (34), goodbye (35), subscription check (46), and who is in a group (38, 203, 204).
+
+Source: RocketMQ ClientManageProcessor, ConsumerManageProcessor, AdminBrokerProcessor (4.9).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from trio_rmq.broker import names
+from trio_rmq.broker.groups import GroupTable
+from trio_rmq.broker.members import Member, Members
+from trio_rmq.broker.topics import TopicTable
+from trio_rmq.errors import ProtocolError, RequestError
+from trio_rmq.remoting.handlers import HandlerTable
+from trio_rmq.remoting.session import Session
+from trio_rmq.wire import headers
+from trio_rmq.wire.codes import RequestCode, ResponseCode
+from trio_rmq.wire.command import Command
+from trio_rmq.wire.groups import (
+    Connection,
+    ConsumerConnection,
+    GetConsumerListByGroupResponseBody,
+    ProducerConnection,
+    encode_consumer_connection,
+    encode_consumer_list,
+    encode_producer_connection,
+)
+from trio_rmq.wire.heartbeat import EXPRESSION_TAG, SubscriptionData, decode_heartbeat
+from trio_rmq.wire.sysflag import TOPIC_UNIT_SUBSCRIPTION
+
+
+class _CheckClientBody(msgspec.Struct, rename="camel"):
+    """The body of CHECK_CLIENT_CONFIG."""
+
+    subscription_data: SubscriptionData
+    client_id: str = ""
+    group: str = ""
+    namespace: str | None = None
+
+
+class HeartbeatHandlers:
+    """Keeps the member tables."""
+
+    def __init__(self, members: Members, topics: TopicTable, groups: GroupTable) -> None:
+        self._members = members
+        self._topics = topics
+        self._groups = groups
+
+    def register(self, table: HandlerTable) -> None:
+        """Put the handlers into `table`."""
+        table.register(RequestCode.HEART_BEAT, self.heartbeat)
+        table.register(RequestCode.UNREGISTER_CLIENT, self.unregister)
+        table.register(RequestCode.CHECK_CLIENT_CONFIG, self.check_client)
+        table.register(RequestCode.GET_CONSUMER_LIST_BY_GROUP, self.consumer_list)
+        table.register(RequestCode.GET_CONSUMER_CONNECTION_LIST, self.consumer_connections)
+        table.register(RequestCode.GET_PRODUCER_CONNECTION_LIST, self.producer_connections)
+
+    def heartbeat(self, session: Session, request: Command) -> Command:
+        """34: which groups a client is in; a new group and its retry topic are made."""
+        beat = decode_heartbeat(request.body)
+        if not beat.client_id:
+            raise RequestError(ResponseCode.SYSTEM_ERROR, "the heartbeat has no clientID")
+        for data in beat.consumer_data_set:
+            problem = names.group_problem(data.group_name)
+            if problem is not None:
+                raise RequestError(ResponseCode.SYSTEM_ERROR, f"{problem}: rename the consumer group")
+        for data in beat.consumer_data_set:
+            group = self._groups.find(data.group_name)
+            if group is not None and group.retry_queue_nums > 0:
+                unit_flags = TOPIC_UNIT_SUBSCRIPTION if data.unit_mode else 0
+                self._topics.create_internal(
+                    names.retry_topic(data.group_name), group.retry_queue_nums, unit_flags=unit_flags
+                )
+            self._members.heartbeat_consumer(data, beat.client_id, session, request)
+        for producer in beat.producer_data_set:
+            self._members.heartbeat_producer(producer.group_name, beat.client_id, session, request)
+        return request.reply()
+
+    def unregister(self, session: Session, request: Command) -> Command:
+        """35: a client leaves a group."""
+        header = request.decode_header(headers.UnregisterClientRequestHeader)
+        self._members.unregister(header.client_id, header.producer_group, header.consumer_group)
+        return request.reply()
+
+    def check_client(self, session: Session, request: Command) -> Command:
+        """46: whether the broker takes a subscription; tags always, SQL92 not in this version (23)."""
+        try:
+            body = msgspec.json.decode(request.body, type=_CheckClientBody)
+        except msgspec.MsgspecError as error:
+            raise ProtocolError(f"the subscription to check cannot be read: {error}") from None
+        kind = body.subscription_data.expression_type
+        if kind != EXPRESSION_TAG:
+            raise RequestError(
+                ResponseCode.SUBSCRIPTION_PARSE_FAILED,
+                f"filters of type {kind} are not served by this version; filter by tags",
+            )
+        return request.reply()
+
+    def consumer_list(self, session: Session, request: Command) -> Command:
+        """38: the client ids of a group's members; 1 when there are none."""
+        header = request.decode_header(headers.GetConsumerListByGroupRequestHeader)
+        group = self._members.consumer_group(header.consumer_group)
+        if group is None:
+            raise RequestError(ResponseCode.SYSTEM_ERROR, f"no consumer for this group, {header.consumer_group}")
+        return request.reply(
+            body=encode_consumer_list(GetConsumerListByGroupResponseBody(consumer_id_list=list(group.members)))
+        )
+
+    def consumer_connections(self, session: Session, request: Command) -> Command:
+        """203: a consumer group's connections and subscriptions; 206 when nobody is online."""
+        header = request.decode_header(headers.GetConsumerConnectionListRequestHeader)
+        group = self._members.consumer_group(header.consumer_group)
+        if group is None:
+            raise RequestError(
+                ResponseCode.CONSUMER_NOT_ONLINE, f"the consumer group[{header.consumer_group}] not online"
+            )
+        return request.reply(
+            body=encode_consumer_connection(
+                ConsumerConnection(
+                    connection_set=list(map(_connection, group.members.values())),
+                    consume_from_where=group.consume_from_where,
+                    consume_type=group.consume_type,
+                    message_model=group.message_model,
+                    subscription_table=group.subscriptions,
+                )
+            )
+        )
+
+    def producer_connections(self, session: Session, request: Command) -> Command:
+        """204: a producer group's connections; 1 when there are none."""
+        header = request.decode_header(headers.GetProducerConnectionListRequestHeader)
+        producers = self._members.producers(header.producer_group)
+        if not producers:
+            raise RequestError(ResponseCode.SYSTEM_ERROR, f"the producer group[{header.producer_group}] not exist")
+        return request.reply(
+            body=encode_producer_connection(ProducerConnection(connection_set=list(map(_connection, producers))))
+        )
+
+
+def _connection(member: Member) -> Connection:
+    return Connection(
+        client_addr=member.session.peer,
+        client_id=member.client_id,
+        language=member.language,
+        version=member.version,
+    )

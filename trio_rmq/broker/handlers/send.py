@@ -1,0 +1,369 @@
+"""Sends: SEND_MESSAGE (10), SEND_MESSAGE_V2 (310) and SEND_BATCH_MESSAGE (320).
+
+All sends that arrived in one read become one append: the handler checks each, appends the good ones together and
+answers them.  Under SYNC_FLUSH one task waits for the sync of them all.  Invariants: a message is answered SEND_OK
+only after the store has it with the durability it promises; a bad message costs nobody else anything.
+Checks, codes and remarks: RocketMQ SendMessageProcessor and AbstractSendMessageProcessor (4.9), except where
+protocol/differences.md says otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from trio_rmq.broker import names
+from trio_rmq.broker.groups import GroupTable
+from trio_rmq.broker.topics import TopicTable, describe
+from trio_rmq.config import BrokerConfig
+from trio_rmq.errors import ProtocolError, RequestError, StoreFailedError
+from trio_rmq.limits import PROPERTIES_SIZE_MAX_BYTES
+from trio_rmq.randomness import rng
+from trio_rmq.remoting.handlers import HandlerTable, Later
+from trio_rmq.remoting.session import Session
+from trio_rmq.store.message_store import MessageStore
+from trio_rmq.store.messages import AppendResult, AppendStatus, NewMessage
+from trio_rmq.wire import properties as prop
+from trio_rmq.wire.batch import decode_batch
+from trio_rmq.wire.codes import RequestCode, ResponseCode
+from trio_rmq.wire.command import Command
+from trio_rmq.wire.hashing import tags_code
+from trio_rmq.wire.headers import (
+    SendMessageRequestHeader,
+    SendMessageRequestHeaderV2,
+    SendMessageResponseHeader,
+)
+from trio_rmq.wire.ids import Host, encode_offset_id
+from trio_rmq.wire.sysflag import (
+    BORN_HOST_V6,
+    MULTI_TAGS,
+    PERMISSION_WRITE,
+    STORE_HOST_V6,
+    TRANSACTION_MASK,
+    permission_text,
+)
+from trio_rmq.wire.topics import TopicConfig
+
+logger = logging.getLogger(__name__)
+
+MULTI_TAG_FILTER = "MULTI_TAG"
+DLQ_QUEUES = 1
+RETRY_QUEUES = 1
+HOST_FLAGS = BORN_HOST_V6 | STORE_HOST_V6
+
+SendHeader = SendMessageRequestHeader | SendMessageRequestHeaderV2
+
+_CODES = {
+    AppendStatus.SERVICE_NOT_AVAILABLE: ResponseCode.SERVICE_NOT_AVAILABLE,
+    AppendStatus.MESSAGE_ILLEGAL: ResponseCode.MESSAGE_ILLEGAL,
+    AppendStatus.PROPERTIES_SIZE_EXCEEDED: ResponseCode.MESSAGE_ILLEGAL,
+}
+
+
+class SendHandlers:
+    """Takes messages into the store.
+
+    `store_host` stands in every message id; `max_delay_level` is the highest level of the delay table.
+    """
+
+    def __init__(
+        self,
+        config: BrokerConfig,
+        store: MessageStore,
+        topics: TopicTable,
+        groups: GroupTable,
+        *,
+        store_host: Host,
+        body_size_max_bytes: int,
+        max_delay_level: int,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._topics = topics
+        self._groups = groups
+        self._store_host = store_host
+        self._body_size_max = body_size_max_bytes
+        self._max_delay_level = max_delay_level
+        self._answer_ext = {"MSG_REGION": config.region_id, "TRACE_ON": "true" if config.trace_on else "false"}
+        self._cluster_property = f"{prop.CLUSTER}{prop.NAME_VALUE_SEPARATOR}{config.broker_cluster_name}"
+        self._checked: tuple[str, TopicConfig] | None = None
+        self._warned_topics: set[str] = set()
+
+    def register(self, table: HandlerTable) -> None:
+        """Put the handlers into `table`."""
+        table.register_batch(RequestCode.SEND_MESSAGE_V2, self.send_many)
+        table.register_batch(RequestCode.SEND_MESSAGE, self.send_many)
+        table.register_batch(RequestCode.SEND_BATCH_MESSAGE, self.send_many)
+
+    # -- one read's sends ---------------------------------------------------------------------------------------
+
+    def send_many(self, session: Session, requests: Sequence[Command]) -> Sequence[Command | Later]:
+        """Append a run of sends with one write; their answers in order, or one `Later` under SYNC_FLUSH."""
+        replies: list[Command] = []
+        messages: list[NewMessage] = []
+        accepted: list[Command] = []
+        for request in requests:
+            try:
+                header = self._header(request)
+                if header.batch or request.code == RequestCode.SEND_BATCH_MESSAGE:
+                    # A batch is stored as one piece, behind what came before it.
+                    self._append(accepted, messages, replies)
+                    self._append_batch(session, request, header, replies)
+                    accepted, messages = [], []
+                else:
+                    messages.append(self._message(session, request, header))
+                    accepted.append(request)
+            except RequestError as error:
+                if not request.is_oneway:
+                    replies.append(request.reply(error.response_code, ext=self._answer_ext, remark=error.remark))
+            except ProtocolError as error:
+                if not request.is_oneway:
+                    replies.append(request.reply(error.response_code, ext=self._answer_ext, remark=str(error)))
+        self._append(accepted, messages, replies)
+        if self._store.sync_flush:
+            return self._after_sync(requests, replies)
+        return replies
+
+    def _after_sync(self, requests: Sequence[Command], replies: list[Command]) -> Sequence[Command | Later]:
+        end = self._store.statistics().max_physical_offset
+        if not any(reply.code == ResponseCode.SUCCESS for reply in replies):
+            return replies
+
+        async def wait() -> Sequence[Command]:
+            try:
+                await self._store.wait_durable(end)
+            except StoreFailedError as error:
+                return [
+                    reply
+                    if reply.code != ResponseCode.SUCCESS
+                    else _refusal(reply, ResponseCode.SERVICE_NOT_AVAILABLE, str(error))
+                    for reply in replies
+                ]
+            return replies
+
+        return [Later(wait, answers=[request for request in requests if not request.is_oneway])]
+
+    def _append(self, requests: list[Command], messages: list[NewMessage], replies: list[Command]) -> None:
+        if not messages:
+            return
+        for request, message, result in zip(requests, messages, self._store.append(messages), strict=True):
+            if not request.is_oneway:
+                replies.append(self._reply(request, message.queue_id, [result]))
+
+    def _append_batch(self, session: Session, request: Command, header: SendHeader, replies: list[Command]) -> None:
+        items = self._batch(session, request, header)
+        results = self._store.append_batch(items)
+        if not request.is_oneway:
+            replies.append(self._reply(request, items[0].queue_id, results))
+
+    def _reply(self, request: Command, queue_id: int, results: list[AppendResult]) -> Command:
+        first = results[0]
+        if first.status is not AppendStatus.PUT_OK:
+            return request.reply(_CODES[first.status], ext=self._answer_ext, remark=first.remark)
+        host = self._store_host
+        ids = [encode_offset_id(host, result.physical_offset) for result in results]
+        return request.reply(
+            header=SendMessageResponseHeader(
+                msg_id=ids[0] if len(ids) == 1 else ",".join(ids), queue_id=queue_id, queue_offset=first.queue_offset
+            ),
+            ext=self._answer_ext,
+        )
+
+    # -- checks -------------------------------------------------------------------------------------------------
+
+    def _header(self, request: Command) -> SendHeader:
+        if request.code == RequestCode.SEND_MESSAGE:
+            return request.decode_header(SendMessageRequestHeader)
+        return request.decode_header(SendMessageRequestHeaderV2)
+
+    def _topic(self, session: Session, header: SendHeader) -> TopicConfig:
+        """The topic that may be sent to, made on first use; RequestError says why not."""
+        name = header.topic
+        topic = self._topics.get(name)
+        if topic is None:
+            problem = names.topic_problem(name)
+            if problem is not None:
+                raise RequestError(ResponseCode.SYSTEM_ERROR, problem)
+            if name in names.NOT_SENDABLE_TOPICS:
+                raise _not_sendable(name)
+            if name.startswith(names.RETRY_PREFIX):
+                topic = self._topics.create_internal(name, RETRY_QUEUES)
+            else:
+                topic = self._topics.create_on_send(
+                    name, header.default_topic, header.default_topic_queue_nums, session.peer
+                )
+        if name in names.NOT_SENDABLE_TOPICS:
+            raise _not_sendable(name)
+        permission = self._config.broker_permission
+        if not permission & PERMISSION_WRITE:
+            raise RequestError(
+                ResponseCode.NO_PERMISSION,
+                f"the broker[{self._config.broker_ip1}] sending message is forbidden: its brokerPermission is "
+                f"{permission_text(permission)}; send to another broker",
+            )
+        if not topic.perm & PERMISSION_WRITE and name not in self._warned_topics:
+            self._warned_topics.add(name)
+            logger.warning(
+                "topic %s is not writable, yet %s sends to it (accepted, as RocketMQ does)", name, session.peer
+            )
+        queue_id = header.queue_id
+        if queue_id >= max(topic.write_queue_nums, topic.read_queue_nums):
+            raise RequestError(
+                ResponseCode.SYSTEM_ERROR,
+                f"request queueId[{queue_id}] is illegal, {describe(topic)} Producer: {session.peer}",
+            )
+        return topic
+
+    def _queue_id(self, topic: TopicConfig, asked: int) -> int:
+        return asked if asked >= 0 else rng().randrange(max(topic.write_queue_nums, 1))
+
+    def _message(self, session: Session, request: Command, header: SendHeader) -> NewMessage:
+        """The checked message of one plain send."""
+        topic = self._topic(session, header)
+        body = request.body
+        if len(body) > self._body_size_max:
+            raise RequestError(
+                ResponseCode.MESSAGE_ILLEGAL,
+                f"the body has {len(body)} bytes, more than maxMessageSize ({self._body_size_max}): send less",
+            )
+        text = header.properties or ""
+        sys_flag = header.sys_flag & ~HOST_FLAGS
+        if topic.topic_filter_type == MULTI_TAG_FILTER:
+            sys_flag |= MULTI_TAGS
+        if "TRAN_MSG\x01" in text and prop.flag_property(text, prop.TRANSACTION_PREPARED, False):
+            raise RequestError(
+                ResponseCode.NO_PERMISSION, "transactional messages are not served yet by this version; send plain ones"
+            )
+        name, queue_id, reconsume_times = topic.topic_name, header.queue_id, header.reconsume_times or 0
+        if queue_id < 0:
+            queue_id = self._queue_id(topic, queue_id)
+        if name.startswith(names.RETRY_PREFIX):
+            name, queue_id = self._dead_letter(name, queue_id, header, reconsume_times)
+        wait = True
+        if "WAIT\x01" in text:
+            wait = prop.flag_property(text, prop.WAIT, True)
+            text = _without_wait(text)
+        text = f"{text}\x02{self._cluster_property}" if text else self._cluster_property
+        code = tags_code(prop.property_of(text, prop.TAGS)) if "TAGS\x01" in text else 0
+        if "DELAY\x01" in text and not sys_flag & TRANSACTION_MASK:
+            delayed = self._delayed(text, name, queue_id)
+            if delayed is not None:
+                name, queue_id, text = delayed
+        if len(text) > PROPERTIES_SIZE_MAX_BYTES // 3 and len(text.encode()) > PROPERTIES_SIZE_MAX_BYTES:
+            raise _properties_too_large(len(text.encode()))
+        return NewMessage(
+            name,
+            queue_id,
+            body,
+            text,
+            header.flag,
+            sys_flag,
+            header.born_timestamp,
+            session.peer_host,
+            reconsume_times,
+            0,
+            code,
+            wait,
+        )
+
+    def _delayed(self, text: str, name: str, queue_id: int) -> tuple[str, int, str] | None:
+        """(topic, queue id, properties) of a message with a delay level; None when the level is none."""
+        value = prop.property_of(text, prop.DELAY)
+        if value is None:
+            return None
+        try:
+            level = int(value)
+        except ValueError:
+            raise RequestError(
+                ResponseCode.MESSAGE_ILLEGAL,
+                f"the delay level {value!r} is no number from 1 to {self._max_delay_level}",
+            ) from None
+        if level <= 0:
+            return None
+        level = min(level, self._max_delay_level)
+        text = prop.append_property(text, prop.REAL_TOPIC, name)
+        text = prop.append_property(text, prop.REAL_QUEUE_ID, str(queue_id))
+        return names.SCHEDULE_TOPIC, level - 1, text
+
+    def _dead_letter(self, name: str, queue_id: int, header: SendHeader, reconsume_times: int) -> tuple[str, int]:
+        """Where a message goes that a consumer sends to its retry topic: there, or to the dead letters."""
+        group_name = name.removeprefix(names.RETRY_PREFIX)
+        group = self._groups.find(group_name)
+        if group is None:
+            raise RequestError(
+                ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST,
+                f"subscription group not exist, {group_name}; create it first",
+            )
+        most = group.retry_max_times if header.max_reconsume_times is None else header.max_reconsume_times
+        if reconsume_times < most:
+            return name, queue_id
+        dead = self._topics.create_internal(names.dead_letter_topic(group_name), DLQ_QUEUES, PERMISSION_WRITE)
+        return dead.topic_name, rng().randrange(max(dead.write_queue_nums, 1))
+
+    def _batch(self, session: Session, request: Command, header: SendHeader) -> list[NewMessage]:
+        """The checked messages of a batch."""
+        topic = self._topic(session, header)
+        name = topic.topic_name
+        if name.startswith(names.RETRY_PREFIX):
+            raise RequestError(ResponseCode.MESSAGE_ILLEGAL, "batch request does not support retry group; send singly")
+        if len(request.body) > self._body_size_max:
+            raise RequestError(
+                ResponseCode.MESSAGE_ILLEGAL,
+                f"the batch has {len(request.body)} bytes, more than maxMessageSize ({self._body_size_max}): split it",
+            )
+        items = decode_batch(request.body)
+        if not items:
+            raise RequestError(ResponseCode.MESSAGE_ILLEGAL, "the batch is empty")
+        queue_id = self._queue_id(topic, header.queue_id)
+        shared = header.properties or ""
+        if prop.property_of(shared, prop.DELAY) is not None:
+            raise RequestError(ResponseCode.MESSAGE_ILLEGAL, "batch messages cannot be delayed; send singly")
+        shared = f"{shared}\x02{self._cluster_property}" if shared else self._cluster_property
+        shared_bytes = shared.encode()
+        sys_flag = header.sys_flag & ~HOST_FLAGS
+        messages = []
+        for item in items:
+            text = prop.join_properties(item.properties, shared_bytes)
+            if len(text) > PROPERTIES_SIZE_MAX_BYTES:
+                raise _properties_too_large(len(text))
+            tags = prop.property_of_bytes(text, b"TAGS")
+            messages.append(
+                NewMessage(
+                    name,
+                    queue_id,
+                    item.body,
+                    text,
+                    item.flag,
+                    sys_flag,
+                    header.born_timestamp,
+                    session.peer_host,
+                    header.reconsume_times or 0,
+                    0,
+                    0 if tags is None else tags_code(tags.decode("utf-8", "replace")),
+                )
+            )
+        return messages
+
+
+def _without_wait(text: str) -> str:
+    """Property text without WAIT: Apache's 4.9 strips it from plain messages, and from no others."""
+    if text.endswith("\x02WAIT\x01true"):
+        return text[:-10]
+    return prop.remove_property(text, prop.WAIT)
+
+
+def _not_sendable(name: str) -> RequestError:
+    return RequestError(ResponseCode.NO_PERMISSION, f"Sending message to topic[{name}] is forbidden.")
+
+
+def _properties_too_large(size: int) -> RequestError:
+    return RequestError(
+        ResponseCode.MESSAGE_ILLEGAL,
+        f"the properties take {size} bytes, more than {PROPERTIES_SIZE_MAX_BYTES}: shorten or drop some",
+    )
+
+
+def _refusal(reply: Command, code: int, remark: str) -> Command:
+    return Command(
+        code, ext=reply.ext, remark=remark, flag=reply.flag, opaque=reply.opaque, serialize_type=reply.serialize_type
+    )

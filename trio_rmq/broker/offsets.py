@@ -1,0 +1,70 @@
+"""Consumed offsets: where each group goes on in each queue.
+
+Invariants: an offset is what a client committed last, whether higher or lower than before; the table in memory is what
+the next save writes (config/consumerOffset.json, bare queue ids, every flushConsumerOffsetInterval and at the end).
+Source: RocketMQ ConsumerOffsetManager (4.9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from trio_rmq.wire.groups import ConsumerOffsets, decode_consumer_offsets, encode_consumer_offsets
+
+SEPARATOR = "@"
+
+
+class ConsumerOffsetTable:
+    """All consumed offsets of one broker; an offset is the queue offset of the next message to consume."""
+
+    def __init__(self) -> None:
+        self._offsets: dict[str, dict[int, int]] = {}
+        self.unsaved = False
+        """Whether the table differs from what was last encoded for its file."""
+
+    def commit(self, group: str, topic: str, queue_id: int, offset: int) -> int | None:
+        """Note where `group` goes on; returns the offset before, or None."""
+        queues = self._offsets.setdefault(f"{topic}{SEPARATOR}{group}", {})
+        before = queues.get(queue_id)
+        if before != offset:
+            queues[queue_id] = offset
+            self.unsaved = True
+        return before
+
+    def query(self, group: str, topic: str, queue_id: int) -> int | None:
+        """Where `group` goes on, or None when it never committed."""
+        return self._offsets.get(f"{topic}{SEPARATOR}{group}", {}).get(queue_id)
+
+    def queues(self, group: str, topic: str) -> dict[int, int]:
+        """All offsets of a group in a topic, by queue id."""
+        return dict(self._offsets.get(f"{topic}{SEPARATOR}{group}", {}))
+
+    def topics_of_group(self, group: str) -> list[str]:
+        """Topics in which the group has committed."""
+        return [key.rpartition(SEPARATOR)[0] for key in self._offsets if key.rpartition(SEPARATOR)[2] == group]
+
+    def groups_of_topic(self, topic: str) -> list[str]:
+        """Groups that have committed in the topic."""
+        return [key.rpartition(SEPARATOR)[2] for key in self._offsets if key.rpartition(SEPARATOR)[0] == topic]
+
+    def remove_topic(self, topic: str) -> None:
+        """Forget every group's offsets in a deleted topic, so that one made anew is read from its start."""
+        self._remove(lambda key: key.rpartition(SEPARATOR)[0] == topic)
+
+    def remove_group(self, group: str) -> None:
+        """Forget a deleted group's offsets."""
+        self._remove(lambda key: key.rpartition(SEPARATOR)[2] == group)
+
+    def _remove(self, chosen: Callable[[str], bool]) -> None:
+        for key in [key for key in self._offsets if chosen(key)]:
+            del self._offsets[key]
+            self.unsaved = True
+
+    def encode(self, *, pretty: bool = True) -> bytes:
+        """The content of consumerOffset.json; the table counts as saved."""
+        self.unsaved = False
+        return encode_consumer_offsets(ConsumerOffsets(offset_table=self._offsets), pretty=pretty)
+
+    def load(self, content: bytes) -> None:
+        """Take the content of consumerOffset.json."""
+        self._offsets = decode_consumer_offsets(content).offset_table
