@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trio_rmq.errors import ConfigError
-from trio_rmq.remoting.address import Address, format_address, packed_host, parse_address
+from trio_rmq.remoting.address import Address, format_address, parse_address
 
 
 @pytest.mark.parametrize(
@@ -31,11 +31,8 @@ def test_what_is_no_address_is_refused_with_a_sentence(text: str) -> None:
         parse_address(text)
 
 
-def test_format_and_pack() -> None:
+def test_format() -> None:
     assert format_address("127.0.0.1", 80) == "127.0.0.1:80"
     assert format_address("::1", 80) == "[::1]:80"
     assert format_address("::ffff:10.0.0.1", 80) == "10.0.0.1:80"
     assert format_address("fe80::1%eth0", 80) == "[fe80::1]:80"
-    assert packed_host("10.0.0.1") == bytes([10, 0, 0, 1])
-    assert packed_host("::ffff:10.0.0.1") == bytes([10, 0, 0, 1])
-    assert packed_host("::1") == bytes(15) + b"\x01"

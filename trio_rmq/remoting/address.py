@@ -59,11 +59,6 @@ def plain_host(host: str) -> str:
     return str(mapped) if mapped is not None else bare
 
 
-def packed_host(host: str) -> bytes:
-    """The 4 or 16 bytes of a numeric host."""
-    return ip_address(plain_host(host)).packed
-
-
 def system_reason(error: BaseException) -> str:
     """The system's own words for a socket error, from under the causes and groups that libraries wrap around it."""
     inner = error if isinstance(error, BaseExceptionGroup) else error.__cause__

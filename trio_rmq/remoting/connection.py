@@ -131,7 +131,14 @@ class Connection:
         the request may have been carried out); TooManyRequestsError when a local bound is reached and nothing was
         sent.  Cancelled, the request may still be carried out; its answer is dropped.
         """
-        (answer,) = await self.request_many([command], timeout_seconds)
+        if self._outgoing_bytes > limits.OUTGOING_BYTES_PAUSE:
+            timeout_seconds = await self._wait_below_pause(timeout_seconds)
+        pending = self._requests.open((command,))
+        try:
+            self._queue([command])
+            (answer,) = await pending.wait(timeout_seconds)
+        finally:
+            pending.discard()
         if isinstance(answer, Command):
             return answer
         raise answer

@@ -9,7 +9,8 @@ queued; what it cannot hand to the system at once, and everything that other tas
 leaves in joined writes by one task that ends when the queue is empty.  An idle connection is one task.
 
 Bounds (see `limits`): with more than `outgoing_bytes_pause` unwritten nothing further is read; with more than
-`outgoing_bytes_max`, or when the peer takes no byte for `write_stall_seconds`, the connection is dropped; requests over
+`outgoing_bytes_max`, or when the peer takes no byte for `write_stall_seconds`, the connection is dropped (a reply whose
+very first byte finds no room waits in the reading task, unscoped; that ends with the idle time); requests over
 `requests_in_flight_max` are answered SYSTEM_BUSY unhandled.
 
 This is the one place that catches `Exception`: a defect in a handler costs its request SYSTEM_ERROR and a traceback in
@@ -28,11 +29,12 @@ import trio
 
 from trio_rmq import limits
 from trio_rmq.errors import ConnectionLostError, ProtocolError, RequestError
-from trio_rmq.remoting.address import format_address, packed_host
+from trio_rmq.remoting.address import format_address
 from trio_rmq.remoting.handlers import BatchHandler, HandlerTable, Later
 from trio_rmq.remoting.request_table import RequestTable
 from trio_rmq.remoting.settings import RemotingSettings
 from trio_rmq.wire.command import FLAG_ONEWAY, FLAG_RESPONSE, Command
+from trio_rmq.wire.ids import Host, pack_host
 
 SYSTEM_ERROR = 1
 SYSTEM_BUSY = 2
@@ -88,7 +90,7 @@ class Session(ABC):
         host, port = socket.getpeername()[:2]
         local_host, local_port = socket.getsockname()[:2]
         self.peer: str = format_address(host, port)
-        self.peer_host: tuple[bytes, int] = (packed_host(host), port)
+        self.peer_host: Host = pack_host(host, port)
         self.local_address: str = format_address(local_host, local_port)
         self.closed = False
         self.last_activity: float = trio.current_time()

@@ -16,6 +16,8 @@ from typing import Literal
 
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, wrap_server_stream
+from wsproto.utilities import LocalProtocolError
+from wsproto.utilities import ProtocolError as WebSocketProtocolError
 
 from trio_rmq.errors import ProtocolError
 from trio_rmq.remoting.handlers import HandlerTable
@@ -32,6 +34,8 @@ CLOSE_PROTOCOL_ERROR = 1002
 CLOSE_UNSUPPORTED_DATA = 1003
 BROKEN_CLOSE_CODES = frozenset({1002, 1003, 1007, 1009, 1010})
 """Close codes (RFC 6455, 7.4.1) that say one side broke a rule."""
+
+PEERS_FAULTS = (ConnectionClosed, ProtocolError, WebSocketProtocolError, trio.BrokenResourceError)
 
 
 class _SessionStream(trio.abc.Stream):
@@ -132,11 +136,14 @@ class WebSocketSession(Session):
             self.close(f"lost: {error}")
 
     def _log_defect(self, group: BaseExceptionGroup[Exception]) -> None:
-        # wsproto decodes some handshake headers without a guard: bytes that are no text are the peer's fault.
-        if self._websocket is None and group.split(UnicodeError)[1] is None:
-            logger.warning("connection with %s: closed, no valid WebSocket handshake", self.peer)
+        # trio-websocket's reading task lets some errors through that are the peer's: one that goes away while it is
+        # told what is wrong with its bytes, and (wsproto, in the handshake) headers that are no text.
+        peers_faults = PEERS_FAULTS if self._websocket is not None else (*PEERS_FAULTS, UnicodeError)
+        ours = group.split(peers_faults)[1]
+        if ours is None:
+            logger.warning("connection with %s: closed, broken WebSocket: %s", self.peer, group.exceptions[0])
         else:
-            super()._log_defect(group)
+            super()._log_defect(ours)
 
     async def _shake_hands(self) -> WebSocketConnection | None:
         assert self._nursery is not None  # noqa: S101 - called inside the session's nursery
@@ -202,4 +209,6 @@ class WebSocketSession(Session):
             await self._websocket.send_message(payload)
         except ConnectionClosed as closed:
             raise trio.BrokenResourceError(f"WebSocket closed, {closed.reason!r}") from None
+        except LocalProtocolError as error:
+            raise trio.BrokenResourceError(f"WebSocket is closing, {error}") from None
         return len(payload)

@@ -16,6 +16,7 @@ from wsproto.events import (
     AcceptConnection,
     BytesMessage,
     CloseConnection,
+    Event,
     Ping,
     RejectConnection,
     RejectData,
@@ -46,40 +47,56 @@ class WebSocketChannel:
         self._parts: list[bytes | bytearray] = []
         self._parts_bytes = 0
         self._control: list[bytes] = []
+        self._fresh = True
+        self._failure: Exception | None = None
 
     async def receive(self) -> list[Command]:
         """See Channel."""
+        if self._failure is not None:
+            raise self._failure
+        if self._fresh:
+            # What came in the same packet as the accepted handshake is buffered already.
+            self._fresh = False
+            if commands := self._commands():
+                return commands
         data = await self._stream.receive(READ_BYTES)
-        return self.decode(data)
-
-    def decode(self, data: bytes | None) -> list[Command]:
-        """The commands that `data` completes; None takes what is buffered since the handshake."""
-        commands: list[Command] = []
         try:
-            if data is not None:
-                self._websocket.receive_data(data)
-            for event in self._websocket.events():
-                if isinstance(event, BytesMessage):
-                    self._parts.append(event.data)
-                    self._parts_bytes += len(event.data)
-                    if self._parts_bytes > limits.FRAME_SIZE_MAX_BYTES:
-                        raise ProtocolError(f"message over {limits.FRAME_SIZE_MAX_BYTES} bytes", fatal=True)
-                    if event.message_finished:
-                        message = b"".join(self._parts)
-                        self._parts.clear()
-                        self._parts_bytes = 0
-                        commands.extend(decode_commands(message))
-                elif isinstance(event, Ping):
-                    self._owe(self._websocket.send(event.response()))
-                elif isinstance(event, CloseConnection):
-                    if self._websocket.state is ConnectionState.REMOTE_CLOSING:
-                        self._owe(self._websocket.send(event.response()))
-                    raise anyio.EndOfStream(f"WebSocket closed with {event.code} {event.reason or ''}".rstrip())
-                elif isinstance(event, TextMessage):
-                    raise ProtocolError("text message, binary ones carry CBOR", fatal=True)
+            self._websocket.receive_data(data)
         except RemoteProtocolError as error:
             raise ProtocolError(f"broken WebSocket framing: {error}", fatal=True) from error
+        return self._commands()
+
+    def _commands(self) -> list[Command]:
+        """The commands that are complete; what is wrong after them comes out with the next `receive`."""
+        commands: list[Command] = []
+        try:
+            for event in self._websocket.events():
+                self._take(event, commands)
+        except (ProtocolError, anyio.EndOfStream) as error:
+            if not commands:
+                raise
+            self._failure = error
         return commands
+
+    def _take(self, event: Event, commands: list[Command]) -> None:
+        if isinstance(event, BytesMessage):
+            self._parts.append(event.data)
+            self._parts_bytes += len(event.data)
+            if self._parts_bytes > limits.FRAME_SIZE_MAX_BYTES:
+                raise ProtocolError(f"message over {limits.FRAME_SIZE_MAX_BYTES} bytes", fatal=True)
+            if event.message_finished:
+                message = b"".join(self._parts)
+                self._parts.clear()
+                self._parts_bytes = 0
+                commands.extend(decode_commands(message))
+        elif isinstance(event, Ping):
+            self._owe(self._websocket.send(event.response()))
+        elif isinstance(event, CloseConnection):
+            if self._websocket.state is ConnectionState.REMOTE_CLOSING:
+                self._owe(self._websocket.send(event.response()))
+            raise anyio.EndOfStream(f"WebSocket closed with {event.code} {event.reason or ''}".rstrip())
+        elif isinstance(event, TextMessage):
+            raise ProtocolError("text message, binary ones carry CBOR", fatal=True)
 
     def _owe(self, data: bytes) -> None:
         self._control.append(data)
@@ -101,7 +118,9 @@ class WebSocketChannel:
     async def send_control(self) -> None:
         """See Channel."""
         while self._control:
-            await self._stream.send(self._control.pop(0))
+            # Taken out only after it was sent: when the writing task is cancelled here, `aclose` still sends it.
+            await self._stream.send(self._control[0])
+            del self._control[0]
 
     async def aclose(self) -> None:
         """Send a close frame if the connection is open, and close the stream."""
