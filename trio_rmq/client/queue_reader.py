@@ -129,7 +129,14 @@ class QueueReader:
         header = UpdateConsumerOffsetRequestHeader(
             consumer_group=self._group, topic=self._topic, queue_id=queue.queue_id, commit_offset=offset
         )
-        await self._ask(queue, Command(RequestCode.UPDATE_CONSUMER_OFFSET, header=header))
+        patience = _Patience(self._retry_seconds)
+        while True:
+            try:
+                await self._ask(queue, Command(RequestCode.UPDATE_CONSUMER_OFFSET, header=header))
+                return
+            except RemotingError as error:
+                await patience.pause(error)
+                queue = await self._address_now(queue)
 
     async def _queues(self) -> list[QueueAddress]:
         patience = _Patience(self._retry_seconds)
