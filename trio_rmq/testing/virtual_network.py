@@ -315,7 +315,7 @@ class VirtualNetwork(trio.abc.SocketFactory, trio.abc.HostnameResolver):
     def on_connect(self, client: VirtualSocket, node: str, address: str, port: int) -> None:
         """A connection attempt arrived at `node`: taken, put off while the backlog is full, refused, or unanswered."""
         life = self._lives.get(node)
-        if life is None or not life.alive:
+        if life is None or not life.alive or client.fileno() < 0:
             return
         wildcard = "::" if ":" in address else "0.0.0.0"  # noqa: S104 - the key of a wildcard listener
         listener = self._listeners.get((node, address, port)) or self._listeners.get((node, wildcard, port))

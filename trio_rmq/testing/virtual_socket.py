@@ -12,6 +12,7 @@ import os
 import struct
 from collections import deque
 from functools import partial
+from operator import index
 from socket import AddressFamily, SocketKind
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -169,8 +170,7 @@ class VirtualSocket(tsocket.SocketType):
         if self._backlog is None:
             _fail(errno.EINVAL)
         while not self._backlog:
-            await self._readers.park()
-            self._check_not_closed_meanwhile()
+            await self._wait(self._readers)
         server = self._backlog.popleft()
         await trio.lowlevel.cancel_shielded_checkpoint()
         assert server._remote is not None  # noqa: S101 - it came with a client
@@ -203,6 +203,7 @@ class VirtualSocket(tsocket.SocketType):
 
     async def recv(self, buflen: int, flags: int = 0, /) -> bytes:
         """At most `buflen` bytes, maybe fewer than there are; b"" after the peer's end; ECONNRESET."""
+        buflen = index(buflen)
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
         if self.peer is None:
@@ -213,8 +214,7 @@ class VirtualSocket(tsocket.SocketType):
             if self._end_received:
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return b""
-            await self._readers.park()
-            self._check_not_closed_meanwhile()
+            await self._wait(self._readers)
         size = self._split(min(buflen, len(self._incoming)), self.peer.node, self.node)
         data = bytes(self._incoming[:size])
         del self._incoming[:size]
@@ -242,8 +242,7 @@ class VirtualSocket(tsocket.SocketType):
                 _fail(self._error or errno.EPIPE)
             if self._window > 0 or not len(view):
                 break
-            await self._writers.park()
-            self._check_not_closed_meanwhile()
+            await self._wait(self._writers)
         size = self._split(min(len(view), self._window), self.node, self.peer.node)
         self._window -= size
         peer = self.peer
@@ -270,8 +269,7 @@ class VirtualSocket(tsocket.SocketType):
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
         while not (self._window > 0 or self._error or self._end_sent):
-            await self._writers.park()
-            self._check_not_closed_meanwhile()
+            await self._wait(self._writers)
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     def shutdown(self, flag: int) -> None:
@@ -374,6 +372,12 @@ class VirtualSocket(tsocket.SocketType):
     def _check_open(self) -> None:
         if self._fileno < 0:
             _fail(errno.EBADF)
+
+    async def _wait(self, lot: trio.lowlevel.ParkingLot) -> None:
+        if lot:
+            raise trio.BusyResourceError("another task is waiting for this end of the socket")
+        await lot.park()
+        self._check_not_closed_meanwhile()
 
     def _check_not_closed_meanwhile(self) -> None:
         if self._fileno < 0:

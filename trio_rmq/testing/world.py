@@ -66,7 +66,7 @@ class World:
 
 def named_rng(seed: int, name: str) -> Random:
     """A generator that depends on nothing but `seed` and `name`, the same in every process."""
-    return Random(int.from_bytes(sha256(f"{seed}/{name}".encode()).digest()))  # noqa: S311 - repeatable on purpose
+    return Random(int.from_bytes(sha256(f"{seed}/{name}".encode()).digest()))
 
 
 @asynccontextmanager
