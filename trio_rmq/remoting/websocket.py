@@ -141,7 +141,8 @@ class WebSocketSession(Session):
         peers_faults = PEERS_FAULTS if self._websocket is not None else (*PEERS_FAULTS, UnicodeError)
         ours = group.split(peers_faults)[1]
         if ours is None:
-            logger.warning("connection with %s: closed, broken WebSocket: %s", self.peer, group.exceptions[0])
+            what = "no valid WebSocket handshake" if self._websocket is None else "broken WebSocket"
+            logger.warning("connection with %s: closed, %s: %s", self.peer, what, group.exceptions[0])
         else:
             super()._log_defect(ours)
 
