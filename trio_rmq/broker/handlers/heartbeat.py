@@ -1,4 +1,4 @@
-"""Clients come, stay and leave: heartbeat (34), goodbye (35), subscription check (46), and who is in a group (38, 203, 204).
+"""Clients come and leave: heartbeat (34), goodbye (35), subscription check (46), members of a group (38, 203, 204).
 
 Source: RocketMQ ClientManageProcessor, ConsumerManageProcessor, AdminBrokerProcessor (4.9).
 """

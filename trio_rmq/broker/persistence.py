@@ -1,0 +1,76 @@
+"""Writes the broker's tables to config/*.json: topics and groups when they change, consumed offsets every interval.
+
+Invariants: what `load` read or the last save wrote is what the file holds, whole; at the end everything unsaved is
+written.  A save that fails is said and tried again at the next interval; the table in memory stays right.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+import trio
+
+from trio_rmq.store.disk import Disk
+from trio_rmq.store.json_files import ConfigFile
+
+logger = logging.getLogger(__name__)
+
+
+class SavedTable(Protocol):
+    """A table that knows whether it differs from its file."""
+
+    unsaved: bool
+
+    def encode(self) -> bytes:
+        """The file's content; the table counts as saved."""
+        ...
+
+    def load(self, content: bytes) -> None:
+        """Take the file's content; ProtocolError when it is none."""
+        ...
+
+
+class Persistence:
+    """The tables of one broker and their files."""
+
+    def __init__(
+        self, folder: str, tables: dict[str, SavedTable], *, interval_seconds: float, disk: Disk | None
+    ) -> None:
+        self._files = [(ConfigFile(f"{folder}/{name}", disk=disk), table) for name, table in tables.items()]
+        self._interval_seconds = interval_seconds
+        self._wake = trio.Event()
+
+    def load(self) -> None:
+        """Read every file that exists.  StoreError when one cannot be used and has no usable `.bak`."""
+        for file, table in self._files:
+            file.load(table.load)
+
+    def save_soon(self) -> None:
+        """A table changed that should not wait for the interval."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Save for ever.  Cancelled, it writes what is unsaved before it ends."""
+        try:
+            while True:
+                with trio.move_on_after(self._interval_seconds):
+                    await self._wake.wait()
+                self._wake = trio.Event()
+                for file, table in self._files:
+                    if table.unsaved:
+                        await self._save(file, table)
+        finally:
+            for file, table in self._files:
+                if table.unsaved:
+                    file.save_now(table.encode())
+
+    async def _save(self, file: ConfigFile, table: SavedTable) -> None:
+        try:
+            await file.save(table.encode())
+        except OSError as error:
+            table.unsaved = True
+            logger.error("%s cannot be written: %s; its table is kept in memory", file.path, error)
+        except trio.Cancelled:
+            table.unsaved = True
+            raise

@@ -1,0 +1,234 @@
+"""A whole broker: what belongs to what, and the order in which it starts and ends.
+
+Nesting is the shutdown order: the store outermost, then the tables' files, then the services (registration, expiry of
+silent clients), then the sessions.  Cancelling `serve_broker` so ends the sessions first, says goodbye to the name
+servers, writes the tables, and closes the store last.  Losing the store ends the broker with the reason.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import msgspec
+import trio
+
+from trio_rmq.broker.groups import GroupTable
+from trio_rmq.broker.handlers.admin import BrokerAdminHandlers, GroupAdminHandlers, TopicAdminHandlers
+from trio_rmq.broker.handlers.heartbeat import HeartbeatHandlers
+from trio_rmq.broker.handlers.locks import LockHandlers
+from trio_rmq.broker.handlers.offset import OffsetHandlers
+from trio_rmq.broker.handlers.pull import PullHandlers
+from trio_rmq.broker.handlers.query import QueryHandlers
+from trio_rmq.broker.handlers.send import SendHandlers
+from trio_rmq.broker.locks import QueueLocks
+from trio_rmq.broker.long_polling import HeldPulls
+from trio_rmq.broker.members import Members
+from trio_rmq.broker.offsets import ConsumerOffsetTable
+from trio_rmq.broker.persistence import Persistence
+from trio_rmq.broker.registration import Advertised, Registration
+from trio_rmq.broker.runtime import RuntimeInfo
+from trio_rmq.broker.topics import TopicTable
+from trio_rmq.config import BrokerConfig, MessageStoreConfig, RemotingConfig
+from trio_rmq.errors import ListenError, StoreFailedError
+from trio_rmq.remoting.address import format_address
+from trio_rmq.remoting.client import RemotingClient
+from trio_rmq.remoting.handlers import HandlerTable
+from trio_rmq.remoting.listener import serve_remoting
+from trio_rmq.remoting.local_address import WILDCARDS, free_port, outward_address, resolve
+from trio_rmq.remoting.session import SessionCallback
+from trio_rmq.remoting.settings import RemotingSettings
+from trio_rmq.store.disk import Disk
+from trio_rmq.store.dispatch import DelayLevels
+from trio_rmq.store.message_store import MessageStore, open_message_store
+from trio_rmq.supervision import serving_while, without_readiness
+from trio_rmq.wire.ids import Host, pack_host
+
+logger = logging.getLogger(__name__)
+
+FAST_PORT_DISTANCE = 2
+"""The second listener is this far below listenPort: Java clients up to 4.4.0 send there by default."""
+HA_PORT_DISTANCE = 1
+"""Where slaves would connect: announced, as RocketMQ does."""
+
+
+@dataclass(frozen=True)
+class BrokerReady:
+    """What a started broker says: `address` as clients are told it, `listening` as bound."""
+
+    address: str
+    listening: list[str]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the broker is: the advertised host, its numeric form, and the port."""
+
+    host: str
+    numeric: str
+    ha_host: str
+    port: int
+
+    @property
+    def store_host(self) -> Host:
+        return pack_host(self.numeric, self.port)
+
+    @property
+    def advertised(self) -> Advertised:
+        return Advertised(
+            format_address(self.host, self.port), format_address(self.ha_host, self.port + HA_PORT_DISTANCE)
+        )
+
+
+async def serve_broker(
+    config: BrokerConfig,
+    store_config: MessageStoreConfig,
+    *,
+    remoting: RemotingConfig | None = None,
+    disk: Disk | None = None,
+    task_status: trio.TaskStatus[BrokerReady] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until cancelled; `task_status` gets a BrokerReady once every name server knows the broker (or failed).
+
+    Raises StoreError (locked, unwritable, corrupt; StoreFailedError when it fails later), ListenError and ConfigError.
+    """
+    remoting = remoting or RemotingConfig()
+    place = await _find_place(config, remoting)
+    if not config.broker_ip1:
+        config = msgspec.structs.replace(config, broker_ip1=place.host)
+    async with open_message_store(store_config, disk=disk, store_host=place.store_host) as store:
+        await _Broker(config, store_config, remoting, store, place, disk).serve(task_status)
+
+
+async def _find_place(config: BrokerConfig, remoting: RemotingConfig) -> _Place:
+    host = config.broker_ip1
+    if not host:
+        host = remoting.bind_address if remoting.bind_address not in WILDCARDS else await outward_address()
+    numeric = await resolve(host, "brokerIP1")
+    port = config.listen_port or await free_port(remoting.bind_address)
+    return _Place(host, numeric, config.broker_ip2 or host, port)
+
+
+async def _remoting_client(*, task_status: trio.TaskStatus[RemotingClient]) -> None:
+    async with RemotingClient() as client:
+        task_status.started(client)
+        await trio.sleep_forever()
+
+
+class _Broker:
+    """The parts of one running broker, wired together."""
+
+    def __init__(
+        self,
+        config: BrokerConfig,
+        store_config: MessageStoreConfig,
+        remoting: RemotingConfig,
+        store: MessageStore,
+        place: _Place,
+        disk: Disk | None,
+    ) -> None:
+        self._config = config
+        self._store_config = store_config
+        self._remoting = remoting
+        self._store = store
+        self._place = place
+        delay_levels = len(DelayLevels(store_config.message_delay_level).delays_ms)
+        self._topics = TopicTable(config, delay_levels=delay_levels)
+        self._groups = GroupTable(auto_create=config.auto_create_subscription_group)
+        self._offsets = ConsumerOffsetTable()
+        self._held_pulls = HeldPulls()
+        self._members = Members(self._notify_enabled, expiry_seconds=config.channel_expired_timeout / 1000)
+        self._persistence = Persistence(
+            f"{store_config.store_path_root_dir}/config",
+            {
+                "topics.json": self._topics,
+                "subscriptionGroup.json": self._groups,
+                "consumerOffset.json": self._offsets,
+            },
+            interval_seconds=config.flush_consumer_offset_interval / 1000,
+            disk=disk,
+        )
+        self._persistence.load()
+        self._handlers = self._make_handlers(delay_levels)
+        store.on_arrival = self._held_pulls.arrived
+
+    def _notify_enabled(self, group_name: str) -> bool:
+        group = self._groups.get(group_name)
+        return self._config.notify_consumer_ids_changed_enable and (
+            group is None or group.notify_consumer_ids_changed_enable
+        )
+
+    def _make_handlers(self, delay_levels: int) -> HandlerTable:
+        table = HandlerTable()
+        store, topics, groups, offsets = self._store, self._topics, self._groups, self._offsets
+        SendHandlers(
+            self._config,
+            store,
+            topics,
+            groups,
+            store_host=self._place.store_host,
+            body_size_max_bytes=self._store_config.max_message_size,
+            max_delay_level=delay_levels,
+        ).register(table)
+        PullHandlers(self._config, store, topics, groups, self._members, offsets, self._held_pulls).register(table)
+        OffsetHandlers(store, offsets).register(table)
+        HeartbeatHandlers(self._members, topics, groups).register(table)
+        LockHandlers(QueueLocks()).register(table)
+        QueryHandlers(store).register(table)
+        TopicAdminHandlers(self._config.broker_name, topics, store, offsets).register(table)
+        GroupAdminHandlers(groups, offsets).register(table)
+        runtime = RuntimeInfo(store, self._held_pulls)
+        BrokerAdminHandlers(topics, self._properties, runtime.table).register(table)
+        return table
+
+    def _properties(self) -> dict[str, str]:
+        texts: dict[str, str] = {}
+        for struct in (self._config, self._store_config, self._remoting):
+            for key, value in msgspec.to_builtins(struct).items():
+                texts[key] = str(value).lower() if isinstance(value, bool) else str(value)
+        return texts
+
+    async def serve(self, task_status: trio.TaskStatus[BrokerReady]) -> None:
+        """Run the services and the sessions until cancelled or until the store fails."""
+        async with (
+            serving_while(without_readiness(self._persistence.run)),
+            serving_while(_remoting_client) as client,
+            trio.open_nursery() as services,
+        ):
+            services.start_soon(self._end_with_store)
+            registration = Registration(self._config, self._topics, client, self._place.advertised)
+            self._topics.on_change = lambda name: self._topic_changed(registration, name)
+            services.start_soon(self._members.run_expiry)
+            async with trio.open_nursery() as sessions:
+                listening = await self._listen(sessions)
+                await services.start(registration.run)
+                task_status.started(BrokerReady(self._place.advertised.address, listening))
+
+    def _topic_changed(self, registration: Registration, name: str) -> None:
+        registration.topic_changed(name)
+        self._persistence.save_soon()
+        self._held_pulls.wake_topic(name)
+
+    async def _end_with_store(self) -> None:
+        await self._store.wait_failed()
+        raise self._store.failure or StoreFailedError("the store failed")
+
+    async def _listen(self, sessions: trio.Nursery) -> list[str]:
+        """Listen on listenPort, and on the fast port when it is to be had."""
+        host, port = self._remoting.bind_address, self._place.port
+        listening: list[str] = await sessions.start(self._serve_sessions, format_address(host, port))
+        fast_port = port - FAST_PORT_DISTANCE
+        if self._config.listen_port and fast_port > 0:
+            try:
+                listening += await sessions.start(self._serve_sessions, format_address(host, fast_port))
+            except ListenError as error:
+                logger.warning("the fast port is not served (old Java clients need vipChannelEnabled=false): %s", error)
+        return listening
+
+    async def _serve_sessions(self, address: str, *, task_status: trio.TaskStatus[list[str]]) -> None:
+        on_close: SessionCallback = self._members.session_closed
+        settings = RemotingSettings(
+            connection_idle_seconds=self._remoting.server_channel_max_idle_time_seconds,
+            allowed_origins=self._remoting.origins(),
+        )
+        await serve_remoting([address], self._handlers, settings=settings, on_close=on_close, task_status=task_status)

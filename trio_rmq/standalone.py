@@ -1,0 +1,56 @@
+"""Name server and broker in one process, for one machine: the whole system as one nursery.
+
+The broker is nested inside the name server, so that it can say goodbye at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+import trio
+
+from trio_rmq.broker.server import BrokerReady, serve_broker
+from trio_rmq.config import BrokerConfig, MessageStoreConfig, NamesrvConfig, RemotingConfig
+from trio_rmq.namesrv.server import NameServerReady, serve_name_server
+from trio_rmq.remoting.local_address import LOOPBACK, WILDCARDS
+from trio_rmq.supervision import serving_while
+
+
+@dataclass(frozen=True)
+class StandaloneReady:
+    """What a started standalone says: both addresses, "host:port", as clients use them."""
+
+    namesrv_address: str
+    broker_address: str
+
+
+async def serve_standalone(
+    namesrv: NamesrvConfig,
+    broker: BrokerConfig,
+    store: MessageStoreConfig,
+    *,
+    remoting: RemotingConfig | None = None,
+    task_status: trio.TaskStatus[StandaloneReady] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve both until cancelled; `task_status` gets a StandaloneReady when the first send would be accepted.
+
+    Ports 0 take free ones.  Raises what `serve_name_server` and `serve_broker` raise.
+    """
+
+    async def serve_names(*, task_status: trio.TaskStatus[NameServerReady]) -> None:
+        await serve_name_server(namesrv, remoting=remoting, task_status=task_status)
+
+    name_server: NameServerReady
+    async with serving_while(serve_names) as name_server:
+        host, _, port = name_server.address.rpartition(":")
+        own_address = f"{LOOPBACK if host.strip('[]') in WILDCARDS else host}:{port}"
+        others = [address for address in broker.name_servers() if address != own_address]
+        broker = msgspec.structs.replace(broker, namesrv_addr=";".join([own_address, *others]))
+
+        async def serve_one(*, task_status: trio.TaskStatus[BrokerReady]) -> None:
+            await serve_broker(broker, store, remoting=remoting, task_status=task_status)
+
+        async with trio.open_nursery() as brokers:
+            ready: BrokerReady = await brokers.start(serve_one)
+            task_status.started(StandaloneReady(own_address, ready.address))
