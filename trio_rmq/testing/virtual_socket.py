@@ -44,7 +44,7 @@ class VirtualSocket(tsocket.SocketType):
         self._family = family
         self._proto = proto
         self._fileno = network.register(self)
-        self._local: tuple[str, int] = ("::" if family == tsocket.AF_INET6 else "0.0.0.0", 0)  # noqa: S104 - unbound
+        self._local: tuple[str, int] = ("::" if family == tsocket.AF_INET6 else "0.0.0.0", 0)  # noqa: S104 - not bound yet
         self._remote: tuple[str, int] | None = None
         self._options: dict[tuple[int, int], Any] = {}
         self._incoming = bytearray()
@@ -359,7 +359,7 @@ class VirtualSocket(tsocket.SocketType):
 
     def detach(self) -> int:
         """Not possible: there is no file behind this socket."""
-        raise NotImplementedError("a virtual socket has no file to give away")
+        _fail(errno.EOPNOTSUPP)
 
     def __enter__(self) -> Self:
         return self
