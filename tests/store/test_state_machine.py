@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 import trio
+from hypothesis import Phase
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -152,5 +153,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.durable.update(self.written)
 
 
-StoreMachine.TestCase.settings = hypothesis_settings(max_examples=25, stateful_step_count=8, deadline=None)
+StoreMachine.TestCase.settings = hypothesis_settings(
+    max_examples=25, stateful_step_count=8, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate]
+)
 TestStoreMachine = StoreMachine.TestCase

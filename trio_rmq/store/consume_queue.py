@@ -11,7 +11,7 @@ Invariants: entry n stands at byte 20*n of the queue's files; entries are writte
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from trio_rmq.errors import StoreError
 from trio_rmq.store.disk import Disk
@@ -28,6 +28,7 @@ FILLER_SIZE = 0x7FFFFFFF
 DELAY_TOPIC = "SCHEDULE_TOPIC_XXXX"
 _Predicate = Callable[[int, int], bool]
 _FILLER = ENTRY.pack(0, FILLER_SIZE, 0)
+_ENTRIES_A_READ = 4096
 _SIZE_KEY = "mappedFileSizeConsumeQueue"
 
 
@@ -141,10 +142,22 @@ class ConsumeQueue:
         self.files.remove_from(-1)
         self._set_end(0)
 
-    def entries(self, offset: int, count: int) -> Iterator[tuple[int, int, int]]:
-        """`read`, unpacked; a torn last entry is left out."""
-        data = self.read(offset, count)
-        return ENTRY.iter_unpack(data[: len(data) - len(data) % ENTRY_SIZE_BYTES])
+    def holds_before(self, physical_offset: int) -> bool:
+        """Whether any file begins with the entry of a record that stands before `physical_offset`."""
+        for start in self.files.starts:
+            first = self._first_entry(start)
+            if first is not None and first < physical_offset:
+                return True
+        return False
+
+    def _first_entry(self, start: int) -> int | None:
+        """The physical offset in the first entry of a file that is neither empty nor a filler."""
+        for position in range(start, start + self.files.file_size, _ENTRIES_A_READ * ENTRY_SIZE_BYTES):
+            data = self.files.read(position, _ENTRIES_A_READ * ENTRY_SIZE_BYTES)
+            for physical, size, _ in ENTRY.iter_unpack(data[: len(data) - len(data) % ENTRY_SIZE_BYTES]):
+                if size not in (0, FILLER_SIZE):
+                    return int(physical)
+        return None
 
     def _set_end(self, end: int) -> None:
         self.tail = bytearray()
@@ -211,6 +224,7 @@ class ConsumeQueues:
         "_disk",
         "_file_size",
         "_handles",
+        "_held",
         "changed_directories",
         "directory",
         "table",
@@ -226,6 +240,7 @@ class ConsumeQueues:
         """Folders whose listing changed and was not synced yet."""
         self.directory = directory
         self.table: dict[tuple[str, int], ConsumeQueue] = {}
+        self._held: set[str] = set()
         self.unwritten: dict[ConsumeQueue, None] = {}
         """Queues with entries in `tail`, in the order they got them."""
         self.unsynced: dict[str, None] = {}
@@ -255,7 +270,12 @@ class ConsumeQueues:
         return queue
 
     def write_out(self, queue: ConsumeQueue) -> int:
-        """`ConsumeQueue.write_out`, and remember its files for the next sync; returns how many entries it wrote."""
+        """`ConsumeQueue.write_out`, and remember its files for the next sync; returns how many entries it wrote.
+
+        Writes nothing while the topic's old files are being removed.
+        """
+        if queue.topic in self._held:
+            return 0
         first = queue.written
         count = queue.write_out()
         if count:
@@ -282,25 +302,33 @@ class ConsumeQueues:
         queue.remove_files()
         queue.start_at(offset)
 
-    def remove_topic(self, topic: str) -> int:
-        """Remove all queues of `topic` with their files; returns how many there were.  Written, not synced."""
-        gone = [key for key in self.table if key[0] == topic]
-        for key in gone:
-            self.drop(key)
-        folder = f"{self.directory}/{topic}"
-        if self._disk.is_directory(folder) and not self._disk.list_directory(folder):
-            self._disk.remove_directory(folder)
-            self.changed_directories.add(self.directory)
-        return len(gone)
+    async def remove_topic(self, topic: str) -> int:
+        """Remove all queues of `topic` with their files; returns how many there were.  Synced on return.
 
-    def drop(self, key: tuple[str, int]) -> None:
-        """Remove one queue with its files."""
-        queue = self.table.pop(key)
-        self.unwritten.pop(queue, None)
-        for start in queue.files.starts:
-            self.unsynced.pop(queue.files.path(start), None)
-        queue.remove_files()
-        if self._disk.is_directory(queue.files.directory):
-            self._disk.remove_directory(queue.files.directory)
-        self.changed_directories.discard(queue.files.directory)
-        self.changed_directories.add(f"{self.directory}/{queue.topic}")
+        Messages of the topic may be appended meanwhile: they begin again at offset 0, and their entries reach files
+        only when the old files are gone for good, so that no crash leaves a mixture.
+        """
+        gone = [key for key in self.table if key[0] == topic]
+        self._held.add(topic)
+        folders, files = [], []
+        for key in gone:
+            queue = self.table.pop(key)
+            self.unwritten.pop(queue, None)
+            files.append(queue.files)
+            if self._disk.is_directory(queue.files.directory):
+                folders.append(queue.files.directory)
+        for queue_files in files:
+            for start in queue_files.starts:
+                self.unsynced.pop(queue_files.path(start), None)
+            queue_files.remove_from(-1)
+        await self._disk.sync([], directories=folders)
+        self.changed_directories.difference_update(folders)
+        parent = f"{self.directory}/{topic}"
+        for folder in folders:
+            self._disk.remove_directory(folder)
+        if self._disk.is_directory(parent) and not self._disk.list_directory(parent):
+            self.changed_directories.discard(parent)
+            self._disk.remove_directory(parent)
+        self.changed_directories.add(self.directory)
+        self._held.discard(topic)
+        return len(gone)

@@ -28,6 +28,7 @@ class ConfigFile:
         self._disk = Disk() if disk is None else disk
         self._lock = trio.Lock()
         self._saved: bytes | None = None
+        self._is_synced = False
 
     def load(self, read: Callable[[bytes], T]) -> T | None:
         """What `read` makes of the file's bytes, or of the `.bak` file's when those are missing or unreadable.
@@ -57,34 +58,37 @@ class ConfigFile:
         return None
 
     async def save(self, content: bytes) -> bool:
-        """Make `content` the file's content.  Synced on return; False when it was so already.
+        """Make `content` the file's content.  Synced on return; False when it had that content already.
 
         Raises OSError, and then the file has its old content or the new one.  A save that was begun is finished before
         a cancellation is delivered; two saves follow one another.
         """
         async with self._lock:
+            folder = self._folder()
             if content == self._saved:
+                if not self._is_synced:  # it was read, and whoever wrote it may have died before its sync
+                    await self._disk.sync([], paths=[self.path], directories=[folder])
+                    self._is_synced = True
                 return False
             with trio.CancelScope(shield=True):
                 temporary = f"{self.path}.tmp"
-                folder = self._folder()
                 self._write_temporary(temporary, content)
                 await self._disk.sync([], paths=[temporary])
                 self._exchange(temporary)
                 await self._disk.sync([], directories=[folder])
-            self._saved = content
+            self._saved, self._is_synced = content, True
             return True
 
     def save_now(self, content: bytes) -> bool:
         """`save` for callers that cannot wait: blocks the thread, event loop included, until it is synced."""
-        if content == self._saved:
+        if content == self._saved and self._is_synced:
             return False
         temporary = f"{self.path}.tmp"
         folder = self._folder()
         self._disk.write_file(temporary, content)
         self._exchange(temporary)
         self._disk.sync_directory(folder)
-        self._saved = content
+        self._saved, self._is_synced = content, True
         return True
 
     def _folder(self) -> str:

@@ -245,18 +245,20 @@ class MessageStore:
     # Topics ------------------------------------------------------------------------------------------------------
 
     async def delete_topic(self, topic: str) -> int:
-        """Remove every queue of `topic`; returns how many there were.
+        """Remove every queue of `topic`; returns how many there were.  Synced on return; not cut short when cancelled.
 
         Its records stay in the log until their files go, but never come back: a fence, synced before the queues'
-        files are removed, keeps recovery from making their entries again.
+        files are removed, keeps recovery from making their entries again.  Whoever calls must have stopped sends to
+        the topic: a message that is appended meanwhile may be deleted with it.
         """
         if all(key[0] != topic for key in self._queues.table):
             return 0
-        fence = self._log.position
-        self._fences = {name: at for name, at in self._fences.items() if at > self._log.min_offset}
-        self._fences[topic] = fence
-        await self._fences_file.save(msgspec.json.format(msgspec.json.encode(self._fences)))
-        return self._queues.remove_topic(topic)
+        with trio.CancelScope(shield=True):
+            self._fences = {name: at for name, at in self._fences.items() if at > self._log.min_offset}
+            self._fences[topic] = self._log.position
+            await self._fences_file.save(msgspec.json.format(msgspec.json.encode(self._fences)))
+            removed = await self._queues.remove_topic(topic)
+        return removed  # noqa: RET504 - mypy takes a cancel scope to swallow returns
 
     # Life --------------------------------------------------------------------------------------------------------
 

@@ -88,18 +88,21 @@ class Recovery:
                 self._queues.restart(queue, 0)
             await self._sync([])
             return Recovered(clean, 0, 0, 0, 0, 0)
+        self._drop_fenced_queues()
         begin = self._clean_start() if clean else None
         if begin is None:
             clean = False
             begin = self._unclean_start()
         if not clean:
             self._cut_queues(begin)
+            self._doubt_names()
         try:
             found = await self._read(begin, clean)
         except MissingEntriesError as error:
             _log.warning("entries of %s are missing: all queues are made again from the log", error)
             begin, clean = log.min_offset, False
             self._cut_queues(begin)
+            self._doubt_names()
             found = await self._read(begin, clean)
         await self._end_log(found.end_offset)
         return found
@@ -124,9 +127,26 @@ class Recovery:
                 return start
         return self._log.min_offset
 
+    def _drop_fenced_queues(self) -> None:
+        """Finish the deletions that a crash interrupted: files of a deleted topic's old queues that came back."""
+        for queue in [*self._queues.table.values()]:
+            fence = self._fences.get(queue.topic)
+            if fence is not None and queue.holds_before(fence):
+                self._queues.restart(queue, 0)
+
     def _cut_queues(self, begin: int) -> None:
         for queue in self._queues.table.values():
             self._queues.cut(queue, begin)
+
+    def _doubt_names(self) -> None:
+        """A process that was killed may not have synced the names it made: see to it that they are."""
+        files, queues = self._log.files, self._queues
+        files.changed_directories.update((files.directory, files.directory.rpartition("/")[0] or "."))
+        folders = {queue.files.directory for queue in queues.table.values() if queue.files.starts}
+        parents = {folder.rpartition("/")[0] for folder in folders}
+        queues.changed_directories.update(folders, parents)
+        if folders:
+            queues.changed_directories.update((queues.directory, queues.directory.rpartition("/")[0] or "."))
 
     async def _read(self, begin: int, clean: bool) -> Recovered:
         log = self._log

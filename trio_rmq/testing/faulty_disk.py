@@ -27,6 +27,7 @@ import trio
 from trio_rmq.store.disk import Data, Disk
 
 SECTOR_BYTES = 512
+_ROOTS = frozenset({"", "/", "."})
 
 
 class SimulatedCrash(BaseException):
@@ -97,7 +98,7 @@ class FaultyDisk(Disk):
         """When set, the call that dies does a part of its work, chosen by it; else none of it."""
         self.dead = False
         self.syncs = 0
-        self._directories: set[str] = {"", "/", "."}
+        self._directories: set[str] = set(_ROOTS)
         self._durable_directories: set[str] = set(self._directories)
         self._names: dict[str, _File] = {}
         self._durable_names: dict[str, _File] = {}
@@ -152,6 +153,9 @@ class FaultyDisk(Disk):
             for change in changes:
                 if keep():
                     change(names, directories)
+        for folder in sorted(directories):  # a folder whose parent's listing does not have it cannot be reached
+            if folder not in _ROOTS and folder.rpartition("/")[0] not in directories:
+                directories.discard(folder)
         other = self._successor()
         other._directories = directories
         other._durable_directories = set(directories)
