@@ -72,3 +72,6 @@ INFLATED_BODY_MAX_BYTES = 64 * 1024 * 1024
 
 PULL_SUSPEND_MAX_SECONDS = 60.0
 """Longest time a pull is held, whatever it asks for: well inside a connection's idle time."""
+
+COMMANDS_PER_MESSAGE_MAX = 65_536
+"""Most CBOR commands of one WebSocket message: all that one client may have unanswered; a tiny one takes 17 bytes."""

@@ -8,11 +8,13 @@ it is given back where it cannot be mistaken for another.  Source: RocketMQSeria
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 
 from trio_rmq.errors import ProtocolError
 from trio_rmq.limits import EXT_FIELDS_MAX
+from trio_rmq.wire.binary_layouts import LayoutCache
 from trio_rmq.wire.codes import RequestCode, ResponseCode
-from trio_rmq.wire.command import Command, SerializeType, header_texts
+from trio_rmq.wire.command import Command, SerializeType, outgoing_texts
 
 LANGUAGES = (
     "JAVA",
@@ -35,8 +37,11 @@ LANGUAGES = (
 _LANGUAGE_NUMBERS = {name: number for number, name in enumerate(LANGUAGES)}
 _HEAD = struct.Struct(">hBhiii")
 _HEAD_SIZE = _HEAD.size
+_FIELDS_AT = _HEAD_SIZE + 4
 _INT = struct.Struct(">i")
 _ROCKETMQ = SerializeType.ROCKETMQ
+_LANGUAGE_OTHER = LANGUAGES.index("OTHER")
+_layouts = LayoutCache()
 
 
 def _cut(code: int) -> int:
@@ -50,82 +55,94 @@ _restored_codes = {_cut(code): code for code in map(int, RequestCode) if code > 
 def decode_binary_header(header: bytes, body: bytes) -> Command:
     """The command with this binary header; ProtocolError when a length leads outside it."""
     size = len(header)
-    if size < _HEAD_SIZE + 4:
+    if size < _FIELDS_AT:
         raise ProtocolError(f"binary header of {size} bytes is shorter than its fixed part", fatal=True)
     code, language, version, opaque, flag, remark_size = _HEAD.unpack_from(header)
-    position = _HEAD_SIZE + remark_size
-    if remark_size < 0 or position + 4 > size:
+    fields_at = _FIELDS_AT + remark_size
+    if remark_size < 0 or fields_at > size:
         raise ProtocolError(f"binary header states a remark of {remark_size} bytes", fatal=True)
     try:
-        remark = header[_HEAD_SIZE:position].decode() if remark_size else None
-        fields = _decode_fields(header, position, size)
+        remark = header[_HEAD_SIZE : fields_at - 4].decode() if remark_size else None
+        fields = (None if remark_size else _layouts.fields(header)) or _walk(header, fields_at)
     except UnicodeDecodeError as error:
         raise ProtocolError(f"binary header holds text that is not UTF-8: {error}", fatal=True) from None
     return Command(
-        code if code in _known else _restored_codes.get(code, code),
-        flag=flag,
-        opaque=opaque,
-        language=LANGUAGES[language] if language < len(LANGUAGES) else "OTHER",
-        version=version,
-        remark=remark,
-        body=body,
-        serialize_type=_ROCKETMQ,
-        raw_ext=fields,
+        _restored_codes.get(code, code),
+        None,
+        None,
+        body,
+        remark,
+        flag,
+        opaque,
+        LANGUAGES[language] if 0 <= language < len(LANGUAGES) else "OTHER",
+        version,
+        _ROCKETMQ,
+        fields,
     )
 
 
-def _decode_fields(header: bytes, position: int, size: int) -> dict[str, str] | None:
-    fields_size = int.from_bytes(header[position : position + 4], "big", signed=True)
-    position += 4
-    if fields_size < 0 or position + fields_size > size:
-        raise ProtocolError(f"binary header states {fields_size} bytes of fields", fatal=True)
-    if not fields_size:
-        return None
+def _walk(header: bytes, position: int) -> dict[str, str] | None:
+    """The fields, which start at `position`, four bytes after their size; None when there are none."""
+    (fields_size,) = _INT.unpack_from(header, position - 4)
     end = position + fields_size
+    if fields_size < 0 or end > len(header):
+        raise ProtocolError(f"binary header states {fields_size} bytes of fields", fatal=True)
     fields: dict[str, str] = {}
+    names: list[str] = []
+    places: list[slice] = []
+    unpack = _INT.unpack_from
+    text = header.decode("latin-1")  # a character a byte, cut far faster than bytes are decoded
+    learn = position == _FIELDS_AT and _layouts.wants(len(header))
     try:
         while position < end:
-            value_at = position + 6 + (header[position] << 8 | header[position + 1])
-            next_at = value_at + int.from_bytes(header[value_at - 4 : value_at], "big")
-            if next_at > end:
+            name_end = position + 2 + (header[position] << 8 | header[position + 1])
+            value_at = name_end + 4
+            name = text[position + 2 : name_end]
+            position = value_at + unpack(header, name_end)[0]
+            if not value_at <= position <= end:
                 raise ProtocolError("a field of the binary header ends outside it", fatal=True)
-            fields[header[position + 2 : value_at - 4].decode()] = header[value_at:next_at].decode()
-            position = next_at
-    except IndexError:
+            value = text[value_at:position]
+            if not name.isascii():
+                name = name.encode("latin-1").decode()
+            fields[name] = value if value.isascii() else value.encode("latin-1").decode()
+            if learn:
+                names.append(name)
+                places.append(slice(value_at, position))
+    except (IndexError, struct.error):
         raise ProtocolError("a field of the binary header ends outside it", fatal=True) from None
     if len(fields) > EXT_FIELDS_MAX:
         raise ProtocolError(f"{len(fields)} header fields; at most {EXT_FIELDS_MAX}", fatal=True)
-    return fields
+    if learn:
+        _layouts.learn(header, _HEAD_SIZE, names, places)
+    return fields or None
 
 
 def encode_binary_header(command: Command) -> bytes:
     """The binary header of a command; None and absent parts have length 0."""
-    if command.header is not None:
-        fields = header_texts(command.header)
-        if command.ext:
-            fields.update(command.ext)
-    else:
-        fields = command.ext if command.ext is not None else command.ext_fields()
-    parts = []
-    for name, value in fields.items():
-        name_bytes = name.encode()
-        value_bytes = value.encode()
-        parts.append(b"%b%b%b%b" % (_SHORTS[len(name_bytes)], name_bytes, _INT.pack(len(value_bytes)), value_bytes))
+    fields = outgoing_texts(command)
+    parts: list[bytes] = []
+    if fields:
+        pack = _INT.pack
+        for name, value in fields.items():
+            value_bytes = value.encode()
+            parts += (_counted(name), pack(len(value_bytes)), value_bytes)
     field_bytes = b"".join(parts)
     remark = command.remark.encode() if command.remark else b""
-    return b"%b%b%b%b" % (
-        _HEAD.pack(
-            _cut(command.code),
-            _LANGUAGE_NUMBERS.get(command.language, 7),
-            _cut(command.version),
-            command.opaque,
-            command.flag,
-            len(remark),
-        ),
-        remark,
-        _INT.pack(len(field_bytes)),
-        field_bytes,
+    head = _HEAD.pack(
+        _cut(command.code),
+        _LANGUAGE_NUMBERS.get(command.language, _LANGUAGE_OTHER),
+        _cut(command.version),
+        command.opaque,
+        command.flag,
+        len(remark),
     )
+    return b"%b%b%b%b" % (head, remark, _INT.pack(len(field_bytes)), field_bytes)
 
 
-_SHORTS = tuple(struct.pack(">H", size) for size in range(256))
+@lru_cache(1024)
+def _counted(name: str) -> bytes:
+    """A name with its length before it."""
+    name_bytes = name.encode()
+    if len(name_bytes) > 32_767:
+        raise ProtocolError(f"a header field's name has {len(name_bytes)} bytes; at most 32767 fit")
+    return len(name_bytes).to_bytes(2, "big") + name_bytes

@@ -171,7 +171,10 @@ class RequestCode(IntEnum):
 
 
 class ResponseCode(IntEnum):
-    """What a response says; names are RocketMQ's (ResponseCode, RemotingSysResponseCode) of 5.3.3."""
+    """What a response says; names are RocketMQ's (ResponseCode, RemotingSysResponseCode).
+
+    Of 4.9.8 and 5.3.3; where they give one number two names, that of 4.9.8 is an alias.
+    """
 
     RPC_TIME_OUT = -1006
     RPC_SEND_TO_CHANNEL_FAILED = -1004
@@ -212,8 +215,11 @@ class ResponseCode(IntEnum):
     CONSUME_MSG_TIMEOUT = 207
     NO_MESSAGE = 208
     POLLING_FULL = 209
+    UPDATE_AND_CREATE_ACL_CONFIG_FAILED = 209
     POLLING_TIMEOUT = 210
+    DELETE_ACL_CONFIG_FAILED = 210
     BROKER_NOT_EXIST = 211
+    UPDATE_GLOBAL_WHITE_ADDRS_CONFIG_FAILED = 211
     BROKER_DISPATCH_NOT_COMPLETE = 212
     BROADCAST_CONSUMPTION = 213
     FLOW_CONTROL = 215

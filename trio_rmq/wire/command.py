@@ -7,7 +7,8 @@ Source of names and flag bits: RocketMQ remoting/protocol/RemotingCommand (see p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import TypeVar
 
@@ -33,58 +34,25 @@ class SerializeType(IntEnum):
     CBOR = 2
 
 
-_header_decoders: dict[type, msgspec.json.Decoder[msgspec.Struct]] = {}
-_flat_map_decoder = msgspec.json.Decoder(dict[str, Scalar])
-_header_fields: dict[type, tuple[tuple[str, str], ...]] = {}
-
-
-class Command:
-    """A request or response.
+class Command(msgspec.Struct, eq=False):
+    """A request or response; all but `code` are given by keyword.
 
     `header` (typed, outgoing) and `ext` (text fields, outgoing extras) leave together as extFields; an incoming
-    command has `raw_ext`: JSON text, or a mapping from the binary and CBOR decoders, decoded only when asked for.
+    command has `raw_ext` instead: JSON text, or a mapping from the binary and CBOR decoders, decoded only when asked
+    for.  A command that has only `raw_ext` can be sent on as it came.  A Struct because it is made in C, not compared.
     """
 
-    __slots__ = (
-        "body",
-        "code",
-        "ext",
-        "flag",
-        "header",
-        "language",
-        "opaque",
-        "raw_ext",
-        "remark",
-        "serialize_type",
-        "version",
-    )
-
-    def __init__(
-        self,
-        code: int,
-        *,
-        header: msgspec.Struct | None = None,
-        ext: dict[str, str] | None = None,
-        body: bytes = b"",
-        remark: str | None = None,
-        flag: int = 0,
-        opaque: int = 0,
-        language: str = "PYTHON",
-        version: int = PROTOCOL_VERSION,
-        serialize_type: SerializeType = SerializeType.JSON,
-        raw_ext: bytes | msgspec.Raw | Mapping[str, Scalar] | None = None,
-    ) -> None:
-        self.code = code
-        self.header = header
-        self.ext = ext
-        self.body = body
-        self.remark = remark
-        self.flag = flag
-        self.opaque = opaque
-        self.language = language
-        self.version = version
-        self.serialize_type = serialize_type
-        self.raw_ext = raw_ext
+    code: int
+    header: msgspec.Struct | None = None
+    ext: dict[str, str] | None = None
+    body: bytes = b""
+    remark: str | None = None
+    flag: int = 0
+    opaque: int = 0
+    language: str = "PYTHON"
+    version: int = PROTOCOL_VERSION
+    serialize_type: SerializeType = SerializeType.JSON
+    raw_ext: bytes | msgspec.Raw | Mapping[str, Scalar] | None = None
 
     def __repr__(self) -> str:
         kind = "response" if self.is_response else "oneway" if self.is_oneway else "request"
@@ -103,27 +71,31 @@ class Command:
     def decode_header(self, header_type: type[HeaderT]) -> HeaderT:
         """The header fields as `header_type`; ProtocolError (code 1) names a missing or mistyped field.
 
-        Text stands for a number or truth value as RocketMQ writes them, and a scalar stands for its text (Node's client
-        sends numbers unquoted). A null field counts as absent. A locally made command gives its own header back.
+        Fields that `header_type` does not know are ignored.  In the text encodings a number may stand unquoted and a
+        text be given as a number (Node's client), and a truth value is read as Java does: anything but true (or 1) is
+        false.  A null field counts as absent, in ROCKETMQ an empty number too.  CBOR fields have their type; decimal
+        digits stand for a number.  A locally made command gives its own header back.
         """
         raw = self.raw_ext
-        if raw is None:
+        try:
+            if type(raw) is dict:
+                return msgspec.convert(raw, header_type, strict=False)
+            if raw is not None:
+                decoder = _header_decoders.get(header_type)
+                if decoder is None:
+                    decoder = _header_decoders[header_type] = msgspec.json.Decoder(header_type, strict=False)
+                return decoder.decode(raw)  # type: ignore[return-value, arg-type] # keyed by the type decoded to
             if isinstance(self.header, header_type) and self.ext is None:
                 return self.header
-            raw = self.ext_fields() if self.header is not None or self.ext else {}
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            if self.serialize_type is SerializeType.CBOR:
+                raise _header_error(self.code, header_type, error) from None
         try:
-            if isinstance(raw, Mapping):
-                return msgspec.convert(raw, header_type, strict=False)
-            decoder = _header_decoders.get(header_type)
-            if decoder is None:
-                decoder = _header_decoders[header_type] = msgspec.json.Decoder(header_type, strict=False)
-            return decoder.decode(raw)  # type: ignore[return-value] # the table is keyed by the type decoded to
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            pass
-        try:
-            return msgspec.convert(self.ext_fields(), header_type, strict=False)
-        except msgspec.ValidationError as error:
-            raise ProtocolError(f"request {self.code}: header field of {header_type.__name__}: {error}") from None
+            return msgspec.convert(
+                _lenient_fields(self.ext_fields(), header_type, self.serialize_type), header_type, strict=False
+            )
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise _header_error(self.code, header_type, error) from None
 
     def ext_fields(self) -> dict[str, str]:
         """All header fields as text, as RocketMQ's extFields; ProtocolError when they are no flat map of scalars."""
@@ -135,8 +107,8 @@ class Command:
             return fields
         if not isinstance(raw, Mapping):
             try:
-                raw = _flat_map_decoder.decode(raw)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                raw = _flat_map_decoder.decode(raw) or {}
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                 raise ProtocolError(f"extFields of command {self.code} is no flat map: {error}") from None
             if len(raw) > EXT_FIELDS_MAX:
                 raise ProtocolError(f"command {self.code} has {len(raw)} header fields; at most {EXT_FIELDS_MAX}")
@@ -154,30 +126,51 @@ class Command:
         """The response to this request: same opaque, same encoding, response bit set."""
         return Command(
             code,
-            header=header,
-            ext=ext,
-            body=body,
-            remark=remark,
-            flag=FLAG_RESPONSE,
-            opaque=self.opaque,
-            serialize_type=self.serialize_type,
+            header,
+            ext,
+            body,
+            remark,
+            FLAG_RESPONSE,
+            self.opaque,
+            "PYTHON",
+            PROTOCOL_VERSION,
+            self.serialize_type,
         )
 
 
-def header_items(header: msgspec.Struct) -> tuple[tuple[str, str], ...]:
-    """(attribute, wire name) of each field of a header's type, in order of definition."""
-    kind = type(header)
-    items = _header_fields.get(kind)
+def header_items(header_type: type[msgspec.Struct]) -> tuple[tuple[str, str], ...]:
+    """(attribute, wire name) of each field of a header type, in order of definition."""
+    items = _header_items.get(header_type)
     if items is None:
-        items = tuple(zip(header.__struct_fields__, header.__struct_encode_fields__, strict=True))
-        _header_fields[kind] = items
+        items = tuple(zip(header_type.__struct_fields__, header_type.__struct_encode_fields__, strict=True))
+        _header_items[header_type] = items
     return items
 
 
 def header_texts(header: msgspec.Struct) -> dict[str, str]:
     """The fields of a typed header by wire name, as RocketMQ writes them; None is left out."""
+    writer = _text_writers.get(type(header))
+    if writer is None:
+        writer = _text_writers[type(header)] = getattr(type(header), "to_texts", _any_header_texts)
+    return writer(header)
+
+
+def outgoing_texts(command: Command) -> dict[str, str] | None:
+    """The text fields that leave with a command; None when it has none at all, as opposed to an empty header."""
+    header = command.header
+    if header is not None:
+        fields = header_texts(header)
+        if command.ext:
+            fields.update(command.ext)
+        return fields
+    if command.ext is not None:
+        return command.ext
+    return None if command.raw_ext is None else command.ext_fields()
+
+
+def _any_header_texts(header: msgspec.Struct) -> dict[str, str]:
     fields: dict[str, str] = {}
-    for attribute, name in header_items(header):
+    for attribute, name in header_items(type(header)):
         value = getattr(header, attribute)
         if value is not None:
             fields[name] = value if type(value) is str else _text(value)
@@ -190,3 +183,57 @@ def _text(value: Scalar) -> str:
     if value is False:
         return "false"
     return str(value)
+
+
+def _lenient_fields(
+    texts: dict[str, str], header_type: type[msgspec.Struct], serialize_type: SerializeType
+) -> dict[str, str]:
+    """`texts` with what Java's parsers take and msgspec does not in the form that both take."""
+    fields = dict(texts)
+    for name, kind in _field_kinds(header_type).items():
+        text = fields.get(name)
+        if text is None:
+            continue
+        if kind is bool:
+            fields[name] = "true" if text.lower() in ("true", "1") else "false"
+        elif kind is int:
+            if not text and serialize_type is SerializeType.ROCKETMQ:
+                del fields[name]  # zero length means null there
+            elif _JAVA_NUMBER.fullmatch(text):
+                fields[name] = str(int(text))
+            else:
+                fields[name] = "no number"  # neither 1e3 nor null
+    return fields
+
+
+def _field_kinds(header_type: type[msgspec.Struct]) -> dict[str, type]:
+    kinds = _header_kinds.get(header_type)
+    if kinds is None:
+        kinds = _header_kinds[header_type] = {}
+        for field in msgspec.structs.fields(header_type):
+            written = str(field.type)
+            kinds[field.encode_name] = bool if "bool" in written else int if "int" in written else str
+    return kinds
+
+
+def _header_error(code: int, header_type: type[msgspec.Struct], error: Exception) -> ProtocolError:
+    """Names the field by its wire name and, where that is one letter, by its meaning."""
+    reason = str(error)
+    if found := re.search(r"(?:field `|at `\$\.)(\w+)`", reason):
+        wire_name = found[1]
+        meaning = next((attribute for attribute, name in header_items(header_type) if name == wire_name), wire_name)
+        if reason.startswith("Object missing"):
+            reason = "is missing"
+        else:
+            reason = "is " + reason.split(" - at ")[0].replace("Expected", "not")
+        field = wire_name if len(wire_name) > 1 else f"{wire_name} ({meaning})"
+        return ProtocolError(f"header field {field} of {header_type.__name__} {reason} (request {code})")
+    return ProtocolError(f"header fields of request {code} cannot be read as {header_type.__name__}: {reason}")
+
+
+_JAVA_NUMBER = re.compile(r"[+-]?[0-9]{1,40}")
+_flat_map_decoder = msgspec.json.Decoder(dict[str, Scalar] | None)
+_header_decoders: dict[type, msgspec.json.Decoder[msgspec.Struct]] = {}
+_header_items: dict[type, tuple[tuple[str, str], ...]] = {}
+_header_kinds: dict[type, dict[str, type]] = {}
+_text_writers: dict[type, Callable[[msgspec.Struct], dict[str, str]]] = {}

@@ -94,12 +94,17 @@ def decode_frame(frame: bytes) -> Command:
 
 
 def encode_frame(command: Command) -> bytes:
-    """The whole frame of a command, length word included; its `serialize_type` chooses the header encoding."""
+    """The whole frame of a command, length word included; its `serialize_type` chooses the header encoding.
+
+    ProtocolError when the header does not fit its 24-bit length (only fields passed on from elsewhere can be as long).
+    """
     if command.serialize_type is _ROCKETMQ:
         header = encode_binary_header(command)
         word = 1 << 24 | len(header)
     else:
         header = encode_json_header(command)
         word = len(header)
+    if word & 0xFFFFFF != len(header):
+        raise ProtocolError(f"header of {len(header)} bytes; at most {0xFFFFFF} fit a frame")
     body = command.body
-    return b"%b%b%b" % (_WORDS.pack(4 + len(header) + len(body), word), header, body)
+    return b"".join((_WORDS.pack(4 + len(header) + len(body), word), header, body))

@@ -42,13 +42,13 @@ class AlterSyncStateSetRequestHeader(Struct, kw_only=True, gc=False, rename="cam
     broker_name: str | None = None
     master_broker_id: Int64 | None = None
     master_epoch: Int32 | None = None
-    invoke_time: Int64 | None = None
+    invoke_time: Int64 = 0
 
 
 class AlterSyncStateSetResponseHeader(Struct, kw_only=True, gc=False, rename="camel"):
     """AlterSyncStateSetResponseHeader of RocketMQ."""
 
-    new_sync_state_set_epoch: Int32 | None = None
+    new_sync_state_set_epoch: Int32 = 0
 
 
 class ApplyBrokerIdRequestHeader(Struct, kw_only=True, gc=False, rename="camel"):
@@ -95,16 +95,16 @@ class ChangeInvisibleTimeRequestHeader(Struct, kw_only=True, gc=False, rename="c
 class ChangeInvisibleTimeResponseHeader(Struct, kw_only=True, gc=False, rename="camel"):
     """ChangeInvisibleTimeResponseHeader of RocketMQ."""
 
-    pop_time: Int64
-    invisible_time: Int64
-    revive_qid: Int32
+    pop_time: Int64 = 0
+    invisible_time: Int64 = 0
+    revive_qid: Int32 = 0
 
 
 class CheckRocksdbCqWriteProgressRequestHeader(Struct, kw_only=True, gc=False, rename="camel"):
     """CheckRocksdbCqWriteProgressRequestHeader of RocketMQ."""
 
     topic: str
-    check_store_time: Int64 | None = None
+    check_store_time: Int64 = 0
 
 
 class CheckTransactionStateRequestHeader(Struct, kw_only=True, gc=False, rename="camel"):
@@ -124,8 +124,8 @@ class CleanControllerBrokerDataRequestHeader(Struct, kw_only=True, gc=False, ren
     cluster_name: str | None = None
     broker_name: str
     broker_controller_ids_to_clean: str | None = None
-    is_clean_living_broker: bool | None = None
-    invoke_time: Int64 | None = None
+    is_clean_living_broker: bool = False
+    invoke_time: Int64 = 0
 
 
 class CloneGroupOffsetRequestHeader(Struct, kw_only=True, gc=False, rename="camel"):
@@ -134,7 +134,7 @@ class CloneGroupOffsetRequestHeader(Struct, kw_only=True, gc=False, rename="came
     src_group: str
     dest_group: str
     topic: str | None = None
-    offline: bool | None = None
+    offline: bool = False
 
 
 class ConsumeMessageDirectlyResultRequestHeader(Struct, kw_only=True, gc=False, rename="camel"):
@@ -157,7 +157,7 @@ class ConsumerSendMsgBackRequestHeader(Struct, kw_only=True, gc=False, rename="c
     delay_level: Int32
     origin_msg_id: str | None = None
     origin_topic: str | None = None
-    unit_mode: bool | None = None
+    unit_mode: bool = False
     max_reconsume_times: Int32 | None = None
 
 
@@ -181,9 +181,9 @@ class CreateTopicRequestHeader(Struct, kw_only=True, gc=False, rename="camel"):
     perm: Int32
     topic_filter_type: str
     topic_sys_flag: Int32 | None = None
-    order: bool
+    order: bool = False
     attributes: str | None = None
-    force: bool | None = None
+    force: bool = False
 
 
 class CreateUserRequestHeader(Struct, kw_only=True, gc=False, rename="camel"):
@@ -211,7 +211,7 @@ class DeleteSubscriptionGroupRequestHeader(Struct, kw_only=True, gc=False, renam
     """DeleteSubscriptionGroupRequestHeader of RocketMQ."""
 
     group_name: str
-    clean_offset: bool | None = None
+    clean_offset: bool = False
 
 
 class DeleteTopicFromNamesrvRequestHeader(Struct, kw_only=True, gc=False, rename="camel"):
@@ -236,10 +236,10 @@ class DeleteUserRequestHeader(Struct, kw_only=True, gc=False, rename="camel"):
 class ElectMasterRequestHeader(Struct, kw_only=True, gc=False, rename="camel"):
     """ElectMasterRequestHeader of RocketMQ."""
 
-    cluster_name: str
-    broker_name: str
-    broker_id: Int64
-    designate_elect: bool
+    cluster_name: str = ''
+    broker_name: str = ''
+    broker_id: Int64 = -1
+    designate_elect: bool = False
     invoke_time: Int64 | None = None
 
 
@@ -260,7 +260,7 @@ class EndTransactionRequestHeader(Struct, kw_only=True, gc=False, rename="camel"
     tran_state_table_offset: Int64
     commit_log_offset: Int64
     commit_or_rollback: Int32
-    from_transaction_check: bool | None = None
+    from_transaction_check: bool = False
     msg_id: str
     transaction_id: str | None = None
 
@@ -317,7 +317,7 @@ class GetBrokerMemberGroupRequestHeader(Struct, kw_only=True, gc=False, rename="
 class GetConsumeStatsInBrokerHeader(Struct, kw_only=True, gc=False, rename="camel"):
     """GetConsumeStatsInBrokerHeader of RocketMQ."""
 
-    is_order: bool
+    is_order: bool = False
 
 
 class GetConsumeStatsRequestHeader(Struct, kw_only=True, gc=False, rename="camel"):
@@ -349,7 +349,7 @@ class GetConsumerRunningInfoRequestHeader(Struct, kw_only=True, gc=False, rename
 
     consumer_group: str
     client_id: str
-    jstack_enable: bool | None = None
+    jstack_enable: bool = False
 
 
 class GetConsumerStatusRequestHeader(Struct, kw_only=True, gc=False, rename="camel"):
@@ -397,7 +397,7 @@ class GetMaxOffsetRequestHeader(Struct, kw_only=True, gc=False, rename="camel"):
 
     topic: str
     queue_id: Int32
-    committed: bool | None = None
+    committed: bool = True
 
 
 class GetMaxOffsetResponseHeader(Struct, kw_only=True, gc=False, rename="camel"):
@@ -412,7 +412,7 @@ class GetMetaDataResponseHeader(Struct, kw_only=True, gc=False, rename="camel"):
     group: str | None = None
     controller_leader_id: str | None = None
     controller_leader_address: str | None = None
-    is_leader: bool | None = None
+    is_leader: bool = False
     peers: str | None = None
 
 
@@ -527,18 +527,18 @@ class NotificationRequestHeader(Struct, kw_only=True, gc=False, rename="camel"):
 
     consumer_group: str
     topic: str
-    queue_id: Int32
-    poll_time: Int64
-    born_time: Int64
-    order: bool | None = None
+    queue_id: Int32 = 0
+    poll_time: Int64 = 0
+    born_time: Int64 = 0
+    order: bool = False
     attempt_id: str | None = None
 
 
 class NotificationResponseHeader(Struct, kw_only=True, gc=False, rename="camel"):
     """NotificationResponseHeader of RocketMQ."""
 
-    has_msg: bool
-    polling_full: bool | None = None
+    has_msg: bool = False
+    polling_full: bool = False
 
 
 class NotifyBrokerRoleChangedRequestHeader(Struct, kw_only=True, gc=False, rename="camel"):
@@ -570,8 +570,8 @@ class PeekMessageRequestHeader(Struct, kw_only=True, gc=False, rename="camel"):
     """PeekMessageRequestHeader of RocketMQ."""
 
     topic: str
-    queue_id: Int32
-    max_msg_nums: Int32
+    queue_id: Int32 = 0
+    max_msg_nums: Int32 = 0
     consumer_group: str
 
 
@@ -580,13 +580,13 @@ class PollingInfoRequestHeader(Struct, kw_only=True, gc=False, rename="camel"):
 
     consumer_group: str
     topic: str
-    queue_id: Int32
+    queue_id: Int32 = 0
 
 
 class PollingInfoResponseHeader(Struct, kw_only=True, gc=False, rename="camel"):
     """PollingInfoResponseHeader of RocketMQ."""
 
-    polling_num: Int32
+    polling_num: Int32 = 0
 
 
 class PopMessageRequestHeader(Struct, kw_only=True, gc=False, rename="camel"):
@@ -594,25 +594,25 @@ class PopMessageRequestHeader(Struct, kw_only=True, gc=False, rename="camel"):
 
     consumer_group: str
     topic: str
-    queue_id: Int32
-    max_msg_nums: Int32
-    invisible_time: Int64
-    poll_time: Int64
-    born_time: Int64
-    init_mode: Int32
+    queue_id: Int32 = 0
+    max_msg_nums: Int32 = 0
+    invisible_time: Int64 = 0
+    poll_time: Int64 = 0
+    born_time: Int64 = 0
+    init_mode: Int32 = 0
     exp_type: str | None = None
     exp: str | None = None
-    order: bool | None = None
+    order: bool = False
     attempt_id: str | None = None
 
 
 class PopMessageResponseHeader(Struct, kw_only=True, gc=False, rename="camel"):
     """PopMessageResponseHeader of RocketMQ."""
 
-    pop_time: Int64
-    invisible_time: Int64
-    revive_qid: Int32
-    rest_num: Int64
+    pop_time: Int64 = 0
+    invisible_time: Int64 = 0
+    revive_qid: Int32 = 0
+    rest_num: Int64 = 0
     start_offset_info: str | None = None
     msg_offset_info: str | None = None
     order_count_info: str | None = None
@@ -636,6 +636,31 @@ class PullMessageRequestHeader(Struct, kw_only=True, gc=False, rename="camel"):
     request_source: Int32 | None = None
     proxy_froward_client_id: str | None = None
 
+    def to_texts(self) -> dict[str, str]:
+        """The fields by wire name; None is left out."""
+        fields = {
+            "consumerGroup": self.consumer_group,
+            "topic": self.topic,
+            "queueId": str(self.queue_id),
+            "queueOffset": str(self.queue_offset),
+            "maxMsgNums": str(self.max_msg_nums),
+            "sysFlag": str(self.sys_flag),
+            "commitOffset": str(self.commit_offset),
+            "suspendTimeoutMillis": str(self.suspend_timeout_millis),
+            "subVersion": str(self.sub_version),
+        }
+        if self.subscription is not None:
+            fields["subscription"] = self.subscription
+        if self.expression_type is not None:
+            fields["expressionType"] = self.expression_type
+        if self.max_msg_bytes is not None:
+            fields["maxMsgBytes"] = str(self.max_msg_bytes)
+        if self.request_source is not None:
+            fields["requestSource"] = str(self.request_source)
+        if self.proxy_froward_client_id is not None:
+            fields["proxyFrowardClientId"] = self.proxy_froward_client_id
+        return fields
+
 
 class PullMessageResponseHeader(Struct, kw_only=True, gc=False, rename="camel"):
     """PullMessageResponseHeader of RocketMQ."""
@@ -648,6 +673,24 @@ class PullMessageResponseHeader(Struct, kw_only=True, gc=False, rename="camel"):
     topic_sys_flag: Int32 | None = None
     group_sys_flag: Int32 | None = None
     forbidden_type: Int32 | None = None
+
+    def to_texts(self) -> dict[str, str]:
+        """The fields by wire name; None is left out."""
+        fields = {
+            "suggestWhichBrokerId": str(self.suggest_which_broker_id),
+            "nextBeginOffset": str(self.next_begin_offset),
+            "minOffset": str(self.min_offset),
+            "maxOffset": str(self.max_offset),
+        }
+        if self.offset_delta is not None:
+            fields["offsetDelta"] = str(self.offset_delta)
+        if self.topic_sys_flag is not None:
+            fields["topicSysFlag"] = str(self.topic_sys_flag)
+        if self.group_sys_flag is not None:
+            fields["groupSysFlag"] = str(self.group_sys_flag)
+        if self.forbidden_type is not None:
+            fields["forbiddenType"] = str(self.forbidden_type)
+        return fields
 
 
 class PutKVConfigRequestHeader(Struct, kw_only=True, gc=False, rename="camel"):
@@ -662,9 +705,9 @@ class QueryConsumeQueueRequestHeader(Struct, kw_only=True, gc=False, rename="cam
     """QueryConsumeQueueRequestHeader of RocketMQ."""
 
     topic: str | None = None
-    queue_id: Int32 | None = None
-    index: Int64 | None = None
-    count: Int32 | None = None
+    queue_id: Int32 = 0
+    index: Int64 = 0
+    count: Int32 = 0
     consumer_group: str | None = None
 
 
@@ -773,8 +816,8 @@ class RegisterBrokerRequestHeader(Struct, kw_only=True, gc=False, rename="camel"
     broker_id: Int64
     heartbeat_timeout_millis: Int64 | None = None
     enable_acting_master: bool | None = None
-    compressed: bool | None = None
-    body_crc32: Int32 | None = None
+    compressed: bool = False
+    body_crc32: Int32 = 0
 
 
 class RegisterBrokerResponseHeader(Struct, kw_only=True, gc=False, rename="camel"):
@@ -791,7 +834,7 @@ class RegisterBrokerToControllerRequestHeader(Struct, kw_only=True, gc=False, re
     broker_name: str | None = None
     broker_id: Int64 | None = None
     broker_address: str | None = None
-    invoke_time: Int64 | None = None
+    invoke_time: Int64 = 0
 
 
 class RegisterBrokerToControllerResponseHeader(Struct, kw_only=True, gc=False, rename="camel"):
@@ -832,10 +875,10 @@ class ReplyMessageRequestHeader(Struct, kw_only=True, gc=False, rename="camel"):
     flag: Int32
     properties: str | None = None
     reconsume_times: Int32 | None = None
-    unit_mode: bool | None = None
+    unit_mode: bool = False
     born_host: str
     store_host: str
-    store_timestamp: Int64
+    store_timestamp: Int64 = 0
 
 
 class ResetMasterFlushOffsetHeader(Struct, kw_only=True, gc=False, rename="camel"):
@@ -849,10 +892,10 @@ class ResetOffsetRequestHeader(Struct, kw_only=True, gc=False, rename="camel"):
 
     group: str
     topic: str
-    queue_id: Int32 | None = None
+    queue_id: Int32 = -1
     offset: Int64 | None = None
-    timestamp: Int64
-    is_force: bool
+    timestamp: Int64 = 0
+    is_force: bool = False
 
 
 class ResumeCheckHalfMessageRequestHeader(Struct, kw_only=True, gc=False, rename="camel"):
@@ -913,6 +956,32 @@ class SendMessageRequestHeaderV2(Struct, kw_only=True, gc=False, rename="camel")
     batch: bool | None = field(default=None, name="m")
     broker_name: str | None = field(default=None, name="n")
 
+    def to_texts(self) -> dict[str, str]:
+        """The fields by wire name; None is left out."""
+        fields = {
+            "a": self.producer_group,
+            "b": self.topic,
+            "c": self.default_topic,
+            "d": str(self.default_topic_queue_nums),
+            "e": str(self.queue_id),
+            "f": str(self.sys_flag),
+            "g": str(self.born_timestamp),
+            "h": str(self.flag),
+        }
+        if self.properties is not None:
+            fields["i"] = self.properties
+        if self.reconsume_times is not None:
+            fields["j"] = str(self.reconsume_times)
+        if self.unit_mode is not None:
+            fields["k"] = "true" if self.unit_mode else "false"
+        if self.max_reconsume_times is not None:
+            fields["l"] = str(self.max_reconsume_times)
+        if self.batch is not None:
+            fields["m"] = "true" if self.batch else "false"
+        if self.broker_name is not None:
+            fields["n"] = self.broker_name
+        return fields
+
 
 class SendMessageResponseHeader(Struct, kw_only=True, gc=False, rename="camel"):
     """SendMessageResponseHeader of RocketMQ."""
@@ -923,6 +992,21 @@ class SendMessageResponseHeader(Struct, kw_only=True, gc=False, rename="camel"):
     transaction_id: str | None = None
     batch_uniq_id: str | None = None
     recall_handle: str | None = None
+
+    def to_texts(self) -> dict[str, str]:
+        """The fields by wire name; None is left out."""
+        fields = {
+            "msgId": self.msg_id,
+            "queueId": str(self.queue_id),
+            "queueOffset": str(self.queue_offset),
+        }
+        if self.transaction_id is not None:
+            fields["transactionId"] = self.transaction_id
+        if self.batch_uniq_id is not None:
+            fields["batchUniqId"] = self.batch_uniq_id
+        if self.recall_handle is not None:
+            fields["recallHandle"] = self.recall_handle
+        return fields
 
 
 class UnRegisterBrokerRequestHeader(Struct, kw_only=True, gc=False, rename="camel"):
@@ -1007,3 +1091,29 @@ class WipeWritePermOfBrokerResponseHeader(Struct, kw_only=True, gc=False, rename
     """WipeWritePermOfBrokerResponseHeader of RocketMQ."""
 
     wipe_topic_count: Int32
+
+
+LONG_NAMES = {
+    "a": "producerGroup",
+    "b": "topic",
+    "c": "defaultTopic",
+    "d": "defaultTopicQueueNums",
+    "e": "queueId",
+    "f": "sysFlag",
+    "g": "bornTimestamp",
+    "h": "flag",
+    "i": "properties",
+    "j": "reconsumeTimes",
+    "k": "unitMode",
+    "l": "maxReconsumeTimes",
+    "m": "batch",
+    "n": "brokerName",
+}
+"""The one-letter wire names of SendMessageRequestHeaderV2 and the names that CBOR uses in their place."""
+
+NUMBERS_WITH_LONG_NAMES = frozenset({
+    310,
+    320,
+    325,
+})
+"""Request codes whose header has LONG_NAMES."""

@@ -1,6 +1,7 @@
 """The JSON header encoding of a remoting command.
 
 Keys are written in the order in which Apache's serializer does (by name), so that equal commands are equal bytes.
+Fields of an incoming command stay text until a handler asks for them, and leave again as that text.
 Source: RocketMQ RemotingCommand, RemotingSerializable; protocol/layouts.md.
 """
 
@@ -12,11 +13,9 @@ import msgspec
 from msgspec import Meta
 
 from trio_rmq.errors import ProtocolError
-from trio_rmq.wire.command import Command, SerializeType, header_texts
+from trio_rmq.wire.command import FLAG_RESPONSE, PROTOCOL_VERSION, Command, SerializeType, outgoing_texts
 
 _Int = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
-
-
 _ABSENT = msgspec.Raw(b"")
 
 
@@ -24,71 +23,77 @@ class _Envelope(msgspec.Struct, gc=False):
     """The header object; extFields stays undecoded until a handler asks for it."""
 
     code: _Int
-    opaque: _Int = 0
+    ext_fields: msgspec.Raw = msgspec.field(default=_ABSENT, name="extFields")
     flag: _Int = 0
     language: str | None = None
-    version: _Int = 0
+    opaque: _Int = 0
     remark: str | None = None
-    ext_fields: msgspec.Raw = msgspec.field(default=_ABSENT, name="extFields")
+    version: _Int = 0
 
 
-_envelope_decoder = msgspec.json.Decoder(_Envelope)
-_lenient_envelope_decoder = msgspec.json.Decoder(_Envelope, strict=False)
+_decode = msgspec.json.Decoder(_Envelope).decode
+_decode_lenient = msgspec.json.Decoder(_Envelope, strict=False).decode
 _encode = msgspec.json.Encoder().encode
 _JSON = SerializeType.JSON
-_NO_FIELDS = (_ABSENT, msgspec.Raw(b"null"))
+_REPLY_TAIL = b',"flag":%d,"language":"PYTHON","opaque":%%d,"serializeTypeCurrentRPC":"JSON","version":%d}' % (
+    FLAG_RESPONSE,
+    PROTOCOL_VERSION,
+)
 
 
 def decode_json_header(header: bytes, body: bytes) -> Command:
     """The command with this JSON header; ProtocolError when it is no JSON object of the known shape."""
     try:
-        envelope = _envelope_decoder.decode(header)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        try:
-            envelope = _lenient_envelope_decoder.decode(header)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise ProtocolError(f"malformed JSON header: {error}", fatal=True) from None
+        envelope = _decode(header)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        envelope = _decode_odd(header)
     raw = envelope.ext_fields
     return Command(
         envelope.code,
-        flag=envelope.flag,
-        opaque=envelope.opaque,
-        language=envelope.language or "JAVA",
-        version=envelope.version,
-        remark=envelope.remark,
-        body=body,
-        serialize_type=_JSON,
-        raw_ext=None if raw in _NO_FIELDS else raw,
+        None,
+        None,
+        body,
+        envelope.remark,
+        envelope.flag,
+        envelope.opaque,
+        envelope.language or "JAVA",
+        envelope.version,
+        _JSON,
+        None if raw is _ABSENT else raw,
     )
+
+
+def _decode_odd(header: bytes) -> _Envelope:
+    """Numbers as text and the separators of properties as they are: what Apache's parser takes besides strict JSON."""
+    try:
+        return _decode_lenient(header.replace(b"\x01", b"\\u0001").replace(b"\x02", b"\\u0002"))
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise ProtocolError(f"malformed JSON header: {error}", fatal=True) from None
 
 
 def encode_json_header(command: Command) -> bytes:
     """The JSON header of a command; absent (None) parts are left out, as RocketMQ does."""
-    fields = command.ext
-    if command.header is not None:
-        fields = header_texts(command.header)
-        if command.ext:
-            fields.update(command.ext)
-    elif fields is None and command.raw_ext is not None:
-        fields = command.ext_fields()
-    text = b'{"code":%d,' % command.code
-    if fields is not None:
-        text += b'"extFields":%b,' % _encode(fields)
-    if command.remark is None:
-        return text + b'"flag":%d,"language":"%b","opaque":%d,"serializeTypeCurrentRPC":"JSON","version":%d}' % (
-            command.flag,
-            command.language.encode(),
-            command.opaque,
-            command.version,
-        )
-    return (
-        text
-        + b'"flag":%d,"language":"%b","opaque":%d,"remark":%b,"serializeTypeCurrentRPC":"JSON","version":%d}'
-        % (
-            command.flag,
-            command.language.encode(),
-            command.opaque,
-            _encode(command.remark),
-            command.version,
-        )
+    raw = command.raw_ext
+    if command.header is None and command.ext is None and isinstance(raw, (bytes, msgspec.Raw)):
+        head = b'{"code":%d,"extFields":%b' % (command.code, bytes(raw))
+    else:
+        fields = outgoing_texts(command)
+        if fields is None:
+            head = b'{"code":%d' % command.code
+        else:
+            head = b'{"code":%d,"extFields":%b' % (command.code, _encode(fields))
+    if (
+        command.flag == FLAG_RESPONSE
+        and command.remark is None
+        and command.language == "PYTHON"
+        and command.version == PROTOCOL_VERSION
+    ):
+        return head + _REPLY_TAIL % command.opaque
+    return b'%b,"flag":%d,"language":%b,"opaque":%d,%b"serializeTypeCurrentRPC":"JSON","version":%d}' % (
+        head,
+        command.flag,
+        _encode(command.language),
+        command.opaque,
+        b"" if command.remark is None else b'"remark":%b,' % _encode(command.remark),
+        command.version,
     )
