@@ -45,7 +45,7 @@ def test_standalone_says_what_to_do_next(tmp_path: Path) -> None:
     assert status == 0, err
     assert f"name server  127.0.0.1:{namesrv_port}" in out
     assert f"broker       127.0.0.1:{port}" in out
-    assert f"trio-rmq send -n 127.0.0.1:{namesrv_port} Greetings hello" in out
+    assert f"trio-rmq send -n 127.0.0.1:{namesrv_port} Greetings hello && " in out
     assert not (tmp_path / "s" / "abort").exists(), "an orderly end removes the mark of a running store"
     assert {entry.name for entry in tmp_path.iterdir()} == {"s", "notify"}, "nothing is written elsewhere"
 

@@ -7,7 +7,9 @@ nothing that a simulation replaces.
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -23,13 +25,29 @@ def default_name_servers() -> str:
 
 
 def seconds_since_start() -> float | None:
-    """Seconds since the system started this process (to 10 ms), interpreter start included; None where unknown."""
+    """Seconds since the system started this process (to 10 ms), interpreter start included; None where unknown.
+
+    A script that did other work before it became this process says when it ended that: TRIO_RMQ_STARTED, in seconds of
+    /proc/uptime.
+    """
     try:
         stat = Path("/proc/self/stat").read_text()
-        started_ticks = int(stat.rpartition(")")[2].split()[19])
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
+        started = int(stat.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        started = max(started, float(os.environ.get("TRIO_RMQ_STARTED", "0")))
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
     except (OSError, ValueError, IndexError, AttributeError):
         return None
+
+
+def own_command() -> str:
+    """How to call this command again from a shell: by its name where the shell finds it, else by its path."""
+    if shutil.which("trio-rmq"):
+        return "trio-rmq"
+    beside = Path(sys.executable).with_name("trio-rmq")
+    if not beside.exists():
+        return f"{sys.executable} -m trio_rmq.cli.main"
+    relative = os.path.relpath(beside)
+    return str(beside) if relative.startswith("..") else relative
 
 
 def notify_systemd(state: str) -> None:

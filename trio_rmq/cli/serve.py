@@ -16,7 +16,14 @@ from typing import Any, NoReturn, Protocol
 
 import trio
 
-from trio_rmq.cli.host import default_name_servers, exit_now, host_name, notify_systemd, seconds_since_start
+from trio_rmq.cli.host import (
+    default_name_servers,
+    exit_now,
+    host_name,
+    notify_systemd,
+    own_command,
+    seconds_since_start,
+)
 from trio_rmq.cli.logs import LEVELS, set_up_logging
 from trio_rmq.config import load_broker_settings, load_namesrv_settings, load_standalone_settings
 from trio_rmq.errors import ConfigError, ListenError, RocketMQError, StoreError
@@ -150,7 +157,8 @@ def next_command(namesrv_address: str) -> str:
     if host in ("0.0.0.0", "[::]"):  # noqa: S104 - compared, not bound
         host = "127.0.0.1"
     server = "" if (host, port) == ("127.0.0.1", "9876") else f" -n {host}:{port}"
-    return f"trio-rmq send{server} Greetings hello && trio-rmq receive{server} Greetings --until-end"
+    command = own_command()
+    return f"{command} send{server} Greetings hello && {command} receive{server} Greetings --until-end"
 
 
 async def _run_until_signal(serve: Serve, announce: Announce) -> None:
