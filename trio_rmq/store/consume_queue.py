@@ -29,6 +29,7 @@ DELAY_TOPIC = "SCHEDULE_TOPIC_XXXX"
 _Predicate = Callable[[int, int], bool]
 _FILLER = ENTRY.pack(0, FILLER_SIZE, 0)
 _ENTRIES_A_READ = 4096
+_ENTRIES_A_PAGE = 204
 _SIZE_KEY = "mappedFileSizeConsumeQueue"
 
 
@@ -187,10 +188,13 @@ class ConsumeQueue:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _first_without(self, holds: _Predicate) -> int:
-        """The first entry in the files for which `holds` is false, given that it is true for all before it."""
+        """The first entry in the files for which `holds` is false, given that it is true for all before it.
+
+        `holds` is false for an empty entry; parts of a file that were never written are not read.
+        """
         low = self.files.start // ENTRY_SIZE_BYTES
-        high = self.files.end // ENTRY_SIZE_BYTES
-        while low < high:
+        high = -(-self.files.data_end() // ENTRY_SIZE_BYTES)
+        while high - low > _ENTRIES_A_PAGE:
             middle = (low + high) // 2
             data = self.files.read(middle * ENTRY_SIZE_BYTES, ENTRY_SIZE_BYTES)
             physical, size, _ = ENTRY.unpack(data) if len(data) == ENTRY_SIZE_BYTES else (-1, 0, 0)
@@ -198,6 +202,11 @@ class ConsumeQueue:
                 low = middle + 1
             else:
                 high = middle
+        data = self._read_files(low, high)
+        for physical, size, _ in ENTRY.iter_unpack(data[: len(data) - len(data) % ENTRY_SIZE_BYTES]):
+            if not holds(physical, size):
+                break
+            low += 1
         return low
 
     def _first_reaching(self, min_physical_offset: int) -> int:

@@ -168,18 +168,25 @@ class Disk:
         """
         handle = self.open(path, create=True)
         try:
-            if _OFD_SETLK is not None:
-                try:
-                    fcntl.fcntl(handle, _OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
-                except PermissionError as error:  # POSIX allows EACCES for "taken"
-                    raise BlockingIOError(error.errno, error.strerror) from error
-            else:
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
+            self._lock_first_byte(handle)
             os.pwrite(handle, b"lock", 0)
         except BaseException:
             os.close(handle)
             raise
         return handle
+
+    def _lock_first_byte(self, handle: int) -> None:
+        if _OFD_SETLK is not None:
+            try:
+                fcntl.fcntl(handle, _OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
+            except PermissionError as error:  # POSIX allows EACCES for "taken"
+                raise BlockingIOError(error.errno, error.strerror) from error
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # an old or emulated kernel that does not know the call
+                    raise
+            else:
+                return
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
 
     # In a thread -------------------------------------------------------------------------------------------------
 

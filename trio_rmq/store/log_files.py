@@ -183,6 +183,14 @@ class LogFiles:
         """End a `pin`."""
         self._handles.unpin(self.path(start))
 
+    def data_end(self) -> int:
+        """An offset after which every byte is zero: the end of what the last file that has any data may hold."""
+        for start in reversed(self.starts):
+            extents = self.disk.data_extents(self.handle(start), 0, self.file_size)
+            if extents:
+                return start + extents[-1][1]
+        return self.start
+
     def read(self, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`, fewer when their file ends before; empty when no file holds `offset`."""
         start = self.locate(offset)

@@ -240,7 +240,8 @@ class MessageStore:
 
     def space(self) -> tuple[int, int]:
         """(free bytes, bytes in all) of the disk that holds the log."""
-        return self._disk.space(self._root)
+        folder = self._log.files.directory
+        return self._disk.space(folder if self._disk.is_directory(folder) else self._root)
 
     # Topics ------------------------------------------------------------------------------------------------------
 

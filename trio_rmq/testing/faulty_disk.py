@@ -109,8 +109,6 @@ class FaultyDisk(Disk):
         self._failures: dict[str, list[int]] = {}
         self._short_writes: list[int] = []
 
-    # Faults ------------------------------------------------------------------------------------------------------
-
     def fail_next(self, call: str, error_number: int = errno.EIO, *, times: int = 1) -> None:
         """The next `times` calls of the method `call` raise OSError with `error_number`."""
         self._failures.setdefault(call, []).extend([error_number] * times)
@@ -169,8 +167,6 @@ class FaultyDisk(Disk):
     def _successor(self) -> FaultyDisk:
         return FaultyDisk(capacity_bytes=self.capacity_bytes, latency=self.latency)
 
-    # What every call does first ----------------------------------------------------------------------------------
-
     def _look(self, call: str) -> None:
         if self.dead:
             raise SimulatedCrash
@@ -205,8 +201,6 @@ class FaultyDisk(Disk):
     def _note_name(self, directory: str, change: Callable[[dict[str, _File], set[str]], None]) -> None:
         change(self._names, self._directories)
         self._pending_names.setdefault(directory, []).append(change)
-
-    # Files -------------------------------------------------------------------------------------------------------
 
     def open(self, path: str, *, create: bool = False) -> int:
         self._look("open")
@@ -318,8 +312,6 @@ class FaultyDisk(Disk):
         end = min(end, len(self._handles[handle].live))
         return [(start, end)] if start < end else []
 
-    # Names -------------------------------------------------------------------------------------------------------
-
     def make_directories(self, path: str) -> list[str]:
         missing: list[str] = []
         current = path
@@ -378,8 +370,6 @@ class FaultyDisk(Disk):
         for change in self._pending_names.pop(path, []):
             change(self._durable_names, self._durable_directories)
 
-    # Whole files -------------------------------------------------------------------------------------------------
-
     def read_file(self, path: str) -> bytes:
         self._look("read_file")
         return bytes(self._file(path).live)
@@ -392,8 +382,6 @@ class FaultyDisk(Disk):
             done += self.pwrite(handle, memoryview(data)[done:], done)
         self.fdatasync(handle)
         self.close(handle)
-
-    # Space and locks ---------------------------------------------------------------------------------------------
 
     def space(self, path: str) -> tuple[int, int]:
         self._look("space")
@@ -410,8 +398,6 @@ class FaultyDisk(Disk):
         self._locked[handle] = path
         self.pwrite(handle, b"lock", 0)
         return handle
-
-    # "In a thread" -----------------------------------------------------------------------------------------------
 
     async def sync(self, handles: Sequence[int], *, directories: Iterable[str] = (), paths: Iterable[str] = ()) -> None:
         await trio.lowlevel.checkpoint()
