@@ -1,0 +1,177 @@
+"""What this client knows of topics' places: asked of any of several name servers, kept, refreshed.
+
+Invariants: a route once learned stays until a newer one replaces it, so clients go on while all name servers are away
+(said once); one question per topic is under way at a time.  Addresses learned over a `ws://` name server are reached
+by `ws://` too.  Source: RocketMQ MQClientInstance, TopicPublishInfo.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import anyio
+
+from trio_rmq.errors import ClientError, ProtocolError, RemotingError, RouteNotFoundError
+from trio_rmq.remoting.client import RemotingClient
+from trio_rmq.wire.codes import RequestCode, ResponseCode
+from trio_rmq.wire.command import Command
+from trio_rmq.wire.groups import MessageQueue
+from trio_rmq.wire.headers import GetRouteInfoRequestHeader
+from trio_rmq.wire.routes import MASTER_ID, TopicRouteData, decode_route
+from trio_rmq.wire.sysflag import PERMISSION_READ, PERMISSION_WRITE
+
+logger = logging.getLogger(__name__)
+
+TEMPLATE_TOPIC = "TBW102"
+"""Registered by brokers that make topics on first send."""
+TEMPLATE_QUEUES = 4
+"""Queues that a first send asks for (defaultTopicQueueNums)."""
+REFRESH_SECONDS = 30.0
+"""Age at which a route is asked for anew."""
+ASK_SECONDS = 3.0
+"""Deadline of one question to one name server."""
+WEBSOCKET = "ws://"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A topic's queues that can be written and read, and the brokers' addresses by id."""
+
+    topic: str
+    write_queues: tuple[MessageQueue, ...]
+    read_queues: tuple[MessageQueue, ...]
+    brokers: dict[str, dict[int, str]]
+    learned_at: float
+
+    def master(self, broker_name: str) -> str | None:
+        """The address of a broker's master."""
+        return self.brokers.get(broker_name, {}).get(MASTER_ID)
+
+
+def make_route(topic: str, data: TopicRouteData, *, prefix: str, template_queues: int | None, now: float) -> Route:
+    """The queues in route data; of a template route each broker gives at most `template_queues`."""
+    brokers = {
+        broker.broker_name: {number: prefix + address for number, address in broker.broker_addrs.items()}
+        for broker in data.broker_datas
+    }
+    writable: list[MessageQueue] = []
+    readable: list[MessageQueue] = []
+    ordered = dict(part.split(":", 1) for part in (data.order_topic_conf or "").split(";") if ":" in part)
+    for queues in sorted(data.queue_datas, key=lambda item: item.broker_name):
+        name = queues.broker_name
+        if name not in brokers:
+            continue
+        count = queues.write_queue_nums if template_queues is None else min(template_queues, queues.write_queue_nums)
+        if ordered:
+            count = int(ordered[name]) if ordered.get(name, "").isdigit() else 0
+        if queues.perm & PERMISSION_WRITE and MASTER_ID in brokers[name]:
+            writable += [MessageQueue(topic=topic, broker_name=name, queue_id=i) for i in range(count)]
+        if queues.perm & PERMISSION_READ and template_queues is None:
+            readable += [MessageQueue(topic=topic, broker_name=name, queue_id=i) for i in range(queues.read_queue_nums)]
+    return Route(topic, tuple(writable), tuple(readable), brokers, now)
+
+
+class RouteCache:
+    """Routes of one client; `name_servers` are tried in turn, the last good one first."""
+
+    def __init__(self, remoting: RemotingClient, name_servers: Sequence[str]) -> None:
+        if not name_servers:
+            raise ClientError("no name server is given: pass name_servers or set NAMESRV_ADDR")
+        self._remoting = remoting
+        self._name_servers = list(name_servers)
+        self._preferred = 0
+        self._routes: dict[str, Route] = {}
+        self._asking: dict[str, anyio.Event] = {}
+        self._all_dead = False
+
+    async def route(self, topic: str, *, may_create: bool = False) -> Route:
+        """The topic's route, from the cache while it is fresh.
+
+        `may_create` takes the template's route for a topic nobody knows.  RouteNotFoundError without a route,
+        RemotingError when no name server answers and nothing is known.
+        """
+        known = self._routes.get(topic)
+        if known is not None and anyio.current_time() - known.learned_at < REFRESH_SECONDS:
+            return known
+        return await self.refresh(topic, may_create=may_create)
+
+    async def refresh(self, topic: str, *, may_create: bool = False) -> Route:
+        """Ask now; while no name server answers, what is known stays good."""
+        while (under_way := self._asking.get(topic)) is not None:
+            await under_way.wait()
+            known = self._routes.get(topic)
+            if known is not None:
+                return known
+        done = self._asking[topic] = anyio.Event()
+        try:
+            route = await self._ask(topic, may_create=may_create)
+        except RemotingError as error:
+            known = self._routes.get(topic)
+            if known is None:
+                raise
+            if not self._all_dead:
+                self._all_dead = True
+                logger.warning("no name server answers (%s); going on with the routes known", error)
+            return known
+        except RouteNotFoundError:
+            self._routes.pop(topic, None)
+            raise
+        finally:
+            del self._asking[topic]
+            done.set()
+        if self._all_dead:
+            self._all_dead = False
+            logger.warning("a name server answers again")
+        if route.read_queues:
+            self._routes[topic] = route
+        return route
+
+    def known(self) -> list[Route]:
+        """All routes in the cache."""
+        return list(self._routes.values())
+
+    def broker_addresses(self) -> set[str]:
+        """Addresses of all masters known."""
+        found = (addresses.get(MASTER_ID) for route in self._routes.values() for addresses in route.brokers.values())
+        return {address for address in found if address is not None}
+
+    async def _ask(self, topic: str, *, may_create: bool) -> Route:
+        data, prefix = await self._ask_name_servers(topic)
+        if data is not None:
+            return make_route(topic, data, prefix=prefix, template_queues=None, now=anyio.current_time())
+        if may_create:
+            data, prefix = await self._ask_name_servers(TEMPLATE_TOPIC)
+            if data is not None:
+                return make_route(topic, data, prefix=prefix, template_queues=TEMPLATE_QUEUES, now=anyio.current_time())
+        raise RouteNotFoundError(
+            f"no name server of {', '.join(self._name_servers)} knows the topic {topic}: create it"
+            + (", or let a broker do so (autoCreateTopicEnable)" if may_create else "")
+        )
+
+    async def _ask_name_servers(self, topic: str) -> tuple[TopicRouteData | None, str]:
+        """The route data and the address prefix, None when the name servers have none; RemotingError: all are dead."""
+        failure: RemotingError | None = None
+        for turn in range(len(self._name_servers)):
+            number = (self._preferred + turn) % len(self._name_servers)
+            server = self._name_servers[number]
+            header = GetRouteInfoRequestHeader(topic=topic, accept_standard_json_only=True)
+            try:
+                answer = await self._remoting.request(
+                    server, Command(RequestCode.GET_ROUTEINFO_BY_TOPIC, header=header), ASK_SECONDS
+                )
+                prefix = WEBSOCKET if server.startswith(WEBSOCKET) else ""
+                if answer.code == ResponseCode.SUCCESS:
+                    self._preferred = number
+                    return decode_route(answer.body), prefix
+                if answer.code == ResponseCode.TOPIC_NOT_EXIST:
+                    self._preferred = number
+                    return None, prefix
+                failure = RemotingError(f"{server} answered {answer.code}: {answer.remark}", address=server)
+            except RemotingError as error:
+                failure = error
+            except ProtocolError as error:
+                failure = RemotingError(f"{server} sent a route that cannot be read: {error}", address=server)
+        assert failure is not None  # noqa: S101 - there is at least one name server
+        raise failure
