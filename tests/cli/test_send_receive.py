@@ -38,7 +38,7 @@ def test_words_of_the_command_line(tmp_path: Path) -> None:
         assert (first.stdout, rest.stdout) == (b"hello\n", "wörld\nother\n".encode())
         waiting = trio_rmq("receive", "-n", server, "Nowhere", "--until-end")
         assert waiting.returncode == 1
-        assert b"knows no topic Nowhere" in waiting.stderr
+        assert b"knows the topic Nowhere" in waiting.stderr
 
 
 @pytest.mark.parametrize("scheme", ["", "ws://"])

@@ -5,7 +5,6 @@ The server is a small one of the test's own: it keeps records in a list that out
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +12,8 @@ import pytest
 import trio
 import trio.testing
 
-from trio_rmq.client.queue_reader import QueueReader, plain_body
+from trio_rmq.client.compression import plain_body
+from trio_rmq.client.queue_reader import QueueReader
 from trio_rmq.client.queue_writer import QueueWriter, WriteStatistics
 from trio_rmq.errors import ClientError, ConnectError, RequestError, RouteNotFoundError, SendError
 from trio_rmq.remoting.client import RemotingClient
@@ -33,7 +33,7 @@ from trio_rmq.wire.headers import (
     UpdateConsumerOffsetRequestHeader,
 )
 from trio_rmq.wire.ids import pack_host
-from trio_rmq.wire.record import decode_record, encode_record, encode_topic
+from trio_rmq.wire.record import encode_record, encode_topic
 from trio_rmq.wire.routes import BrokerData, QueueData, TopicRouteData, encode_route
 
 SERVER, CLIENT = "10.0.0.1", "10.0.0.2"
@@ -270,17 +270,3 @@ def test_a_server_that_stays_away_is_given_up() -> None:
                 assert 5 <= trio.current_time() - begin < 30
 
     simulate(main)
-
-
-def test_compressed_bodies_are_unpacked() -> None:
-    broker = TestBroker()
-    write(broker, [b"x"], queue_id=3)
-    message = decode_record(broker.stored[3][0])
-    message.sys_flag, message.body = 1, zlib.compress(b"hello")
-    assert plain_body(message) == b"hello"
-    message.body = b"no zlib"
-    with pytest.raises(ClientError, match="does not unpack"):
-        plain_body(message)
-    message.sys_flag = 0x101
-    with pytest.raises(ClientError, match="LZ4"):
-        plain_body(message)

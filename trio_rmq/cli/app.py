@@ -21,7 +21,8 @@ from trio_rmq import __version__
 from trio_rmq.cli.host import default_name_servers
 from trio_rmq.cli.logs import set_up_logging
 from trio_rmq.cli.parts import read_parts, separator_bytes
-from trio_rmq.client.queue_reader import QueueReader, Start, plain_body
+from trio_rmq.client.compression import plain_body
+from trio_rmq.client.queue_reader import QueueReader, Start
 from trio_rmq.client.queue_writer import Outgoing, QueueWriter, WriteStatistics
 from trio_rmq.clock import wall_ms
 from trio_rmq.errors import ConfigError, RocketMQError

@@ -7,7 +7,6 @@ until it is back.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import anyio.abc
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from trio_rmq.client.queue_lookup import QueueAddress, queues_to_read
+from trio_rmq.client.route_cache import RouteCache
 from trio_rmq.errors import ClientError, RemotingError, ResponseError, RocketMQError, RouteNotFoundError
 from trio_rmq.remoting.client import RemotingClient
 from trio_rmq.wire.codes import RequestCode, ResponseCode
@@ -34,14 +34,7 @@ from trio_rmq.wire.headers import (
     UpdateConsumerOffsetRequestHeader,
 )
 from trio_rmq.wire.record import StoredMessage, decode_records
-from trio_rmq.wire.sysflag import (
-    COMPRESSED,
-    COMPRESSION_LZ4,
-    COMPRESSION_MASK,
-    COMPRESSION_ZSTD,
-    PULL_SUBSCRIPTION,
-    PULL_SUSPEND,
-)
+from trio_rmq.wire.sysflag import PULL_SUBSCRIPTION, PULL_SUSPEND
 
 Start = Literal["first", "last", "group"]
 """Where to begin: the oldest message there is, after the newest, or at the group's offset (else the oldest)."""
@@ -91,7 +84,7 @@ class QueueReader:
         retry_seconds: float = 30.0,
     ) -> None:
         self._client = client
-        self._name_servers = name_servers
+        self._routes = RouteCache(client, name_servers)
         self._topic = topic
         self._group = group
         self._queue_id = queue_id
@@ -142,7 +135,7 @@ class QueueReader:
         patience = _Patience(self._retry_seconds)
         while True:
             try:
-                queues = await queues_to_read(self._client, self._name_servers, self._topic)
+                queues = await queues_to_read(self._routes, self._topic)
                 break
             except (RemotingError, ResponseError) as error:
                 await patience.pause(error)
@@ -247,7 +240,7 @@ class QueueReader:
     async def _address_now(self, queue: QueueAddress) -> QueueAddress:
         """`queue` with its broker's address of now, or as it is while no name server knows."""
         with suppress(RemotingError, ResponseError, RouteNotFoundError):
-            for other in await queues_to_read(self._client, self._name_servers, self._topic):
+            for other in await queues_to_read(self._routes, self._topic):
                 if (other.broker_name, other.queue_id) == (queue.broker_name, queue.queue_id):
                     return other
         return queue
@@ -273,17 +266,3 @@ class _Patience:
             raise error
         await anyio.sleep(min(self._pause_seconds, self._deadline - now))
         self._pause_seconds = min(self._pause_seconds * 2, RETRY_PAUSE_SECONDS[1])
-
-
-def plain_body(message: StoredMessage) -> bytes:
-    """The body as its producer gave it: a zlib-compressed one is unpacked.  ClientError for other compressions or
-    bytes that do not unpack.
-    """
-    if not message.sys_flag & COMPRESSED:
-        return message.body
-    if message.sys_flag & COMPRESSION_MASK in (COMPRESSION_LZ4, COMPRESSION_ZSTD):
-        raise ClientError("the body is compressed with LZ4 or Zstandard, which this version does not read")
-    try:
-        return zlib.decompress(message.body)
-    except zlib.error as error:
-        raise ClientError(f"the body of {message.offset_message_id} does not unpack: {error}") from None

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import anyio
 import anyio.abc
 
-from trio_rmq.client.queue_lookup import DEFAULT_QUEUES, TEMPLATE_TOPIC, QueueAddress, queues_to_write
+from trio_rmq.client.queue_lookup import QueueAddress, queues_to_write
+from trio_rmq.client.route_cache import TEMPLATE_QUEUES, TEMPLATE_TOPIC, RouteCache
 from trio_rmq.errors import (
     ClientError,
     ConnectError,
@@ -114,7 +115,7 @@ class QueueWriter:
         on_acknowledged: Callable[[Sequence[Outgoing]], None] | None = None,
     ) -> None:
         self._client = client
-        self._name_servers = name_servers
+        self._routes = RouteCache(client, name_servers)
         self._topic = topic
         self._next_unique_id = next_unique_id
         self._wall_ms = wall_ms
@@ -247,7 +248,7 @@ class QueueWriter:
             producer_group=self._producer_group,
             topic=self._topic,
             default_topic=TEMPLATE_TOPIC,
-            default_topic_queue_nums=DEFAULT_QUEUES,
+            default_topic_queue_nums=TEMPLATE_QUEUES,
             queue_id=message.queue.queue_id,
             sys_flag=0,
             born_timestamp=message.born_timestamp_ms,
@@ -321,7 +322,7 @@ class QueueWriter:
         """
         while True:
             try:
-                queues = await queues_to_write(self._client, self._name_servers, self._topic)
+                queues = await queues_to_write(self._routes, self._topic)
                 break
             except RouteNotFoundError as error:
                 if not again:
