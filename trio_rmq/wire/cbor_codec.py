@@ -2,8 +2,8 @@
 
 A map has the JSON header's own keys; values in extFields are typed (integer, boolean, text), the body is a byte string.
 The decoder is written out here because it must refuse before it builds: no tags, no indefinite lengths, no nesting but
-the one known, no unknown or repeated key, a bounded count of everything; a general decoder would first make objects of
-16 MiB of one-byte items.  It is as fast as one, knowing what to expect.  Source: RFC 8949; names: headers.json.
+the one known, no unknown or repeated key, a bounded count of everything.  A general decoder would first make objects of
+16 MiB of small items; checking its result as well, it would save a third of the time.  Source: RFC 8949.
 """
 
 from __future__ import annotations
@@ -27,22 +27,29 @@ SAFE_INTEGER_MAX = 2**53 - 1
 """Largest whole float taken for an integer: JavaScript libraries write numbers over 32 bits as floats."""
 
 _CBOR = SerializeType.CBOR
-_INT32 = range(-(2**31), 2**31)
 _INT64_MAX = 2**63 - 1
-_FALSE, _TRUE, _NULL, _UNDEFINED = 0xF4, 0xF5, 0xF6, 0xF7
+_NULL = 0xF6
+_CONSTANTS = {0xF4: False, 0xF5: True, 0xF6: None, 0xF7: None}  # undefined, which JavaScript writes, is null
 _FLOATS = {0xF9: struct.Struct(">e"), 0xFA: struct.Struct(">f"), 0xFB: struct.Struct(">d")}
-_LENGTHS = {24: 1, 25: 2, 26: 4, 27: 8}
-_KEYS = {
-    name.encode(): name for name in ("code", "opaque", "flag", "language", "version", "remark", "extFields", "body")
-}
-_NAMES = {
-    name.encode(): name
-    for kind in vars(headers).values()
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct)
-    for name in kind.__struct_encode_fields__
-}
+_KEYS_MAX = 8
+
+
+def _key(name: str) -> bytes:
+    """Text of less than 24 bytes with its length before it, as it stands in a message."""
+    return bytes([0x60 + len(name)]) + name.encode()
+
+
+_CODE, _OPAQUE, _FLAG, _LANGUAGE = _key("code"), _key("opaque"), _key("flag"), _key("language")
+_VERSION, _REMARK, _FIELDS, _BODY = _key("version"), _key("remark"), _key("extFields"), _key("body")
 _SHORT_NAMES = {long: short for short, long in LONG_NAMES.items()}
-_NAMES_FROM_LONG = _NAMES | {long.encode(): short for long, short in _SHORT_NAMES.items()}
+_NAMES = {
+    _key(name): name
+    for header_type in vars(headers).values()
+    if isinstance(header_type, type) and issubclass(header_type, msgspec.Struct)
+    for name in header_type.__struct_encode_fields__
+    if len(name) < 24
+}
+_NAMES_FROM_LONG = _NAMES | {_key(long): short for short, long in LONG_NAMES.items()}
 _typed_items: dict[type[msgspec.Struct], tuple[tuple[str, str], ...]] = {}
 
 
@@ -75,122 +82,121 @@ def _malformed(reason: str) -> ProtocolError:
 def _command(message: bytes, start: int) -> tuple[Command, int]:
     """The command at `start` and where it ends, which may lie behind the message: then it is cut off."""
     keys = message[start] - 0xA0
-    if not 0 <= keys <= len(_KEYS):
+    if not 0 <= keys <= _KEYS_MAX:
         raise _malformed("a command is a map with at most 8 keys (protocol/command.cddl)")
     position = start + 1
-    code = None
-    opaque = flag = version = 0
-    language = "OTHER"
-    remark = fields = None
-    body = b""
-    seen = set()
+    code = opaque = flag = version = language = remark = body = fields = None
     long_names = False
     for _ in range(keys):
         key_end = position + message[position] - 0x5F
-        key = _KEYS.get(message[position + 1 : key_end])
-        if key is None or not 0x60 < message[position] < 0x78:
-            raise _malformed("a command has a key that protocol/command.cddl does not know")
-        if key in seen:
-            raise _malformed(f"a command has the key {key} twice")
-        seen.add(key)
-        position = key_end
-        if key == "extFields":
+        key = message[position:key_end]
+        head = message[key_end]
+        if key == _FIELDS and fields is None:
             long_names = code in NUMBERS_WITH_LONG_NAMES
-            fields, position = _fields(message, position, _NAMES_FROM_LONG if long_names else _NAMES)
-        elif key == "body":
-            if message[position] in (_NULL, _UNDEFINED):
-                position += 1
-                continue
-            length, value_at = _length(message, position, 0x40, "body of a command must be a byte string")
+            fields, position = _fields(message, key_end, _NAMES_FROM_LONG if long_names else _NAMES)
+        elif key == _BODY and body is None and head != _NULL:
+            length, value_at = _length(message, key_end, 0x40, "body of a command must be a byte string")
             position = value_at + length
             body = message[value_at:position]
         else:
-            value, position = _scalar(message, position)
-            if key == "language" or key == "remark":
-                if value is None:
-                    continue
-                if type(value) is not str:
-                    raise _malformed(f"{key} of a command must be text")
-                if key == "remark":
-                    remark = value
-                else:
-                    language = value
-                continue
-            if type(value) is not int or value not in _INT32:
-                raise _malformed(f"{key} of a command must be a 32-bit integer")
-            if key == "code":
-                code = value
-            elif key == "opaque":
-                opaque = value
-            elif key == "flag":
-                flag = value
+            if head < 0x18:
+                value: Scalar = head
+                position = key_end + 1
             else:
-                version = value
+                value, position = _scalar(message, key_end)
+            if key == _OPAQUE and opaque is None:
+                opaque = _int32(value, "opaque")
+            elif key == _CODE and code is None:
+                code = _int32(value, "code")
+            elif key == _FLAG and flag is None:
+                flag = _int32(value, "flag")
+            elif key == _VERSION and version is None:
+                version = _int32(value, "version")
+            elif key == _LANGUAGE and language is None:
+                language = _text(value, "language")
+            elif key == _REMARK and remark is None:
+                remark = _text(value, "remark") if value is not None else ""
+            elif key != _BODY or body is not None:
+                raise _malformed("a command has a key twice, or one that protocol/command.cddl does not know")
     if code is None:
         raise _malformed("a command must have a code")
+    body = body or b""
     if position - start - len(body) > HEADER_SIZE_MAX_BYTES:
         raise _malformed(f"a command's header takes more than {HEADER_SIZE_MAX_BYTES} bytes")
-    if fields and code in NUMBERS_WITH_LONG_NAMES and not long_names:  # extFields came before code
+    if fields and code in NUMBERS_WITH_LONG_NAMES and not long_names:  # they came before the code
         fields = {_SHORT_NAMES.get(name, name): value for name, value in fields.items()}
-    return Command(code, None, None, body, remark, flag, opaque, language, version, _CBOR, fields), position
-
-
-def _fields(message: bytes, position: int, names: Mapping[bytes, str]) -> tuple[dict[str, Scalar] | None, int]:
-    """extFields at `position`: text to integer, boolean or text; a null value counts as absent."""
-    head = message[position]
-    if head in (_NULL, _UNDEFINED):
-        return None, position + 1
-    count, position = (
-        (head - 0xA0, position + 1)
-        if 0xA0 <= head < 0xB8
-        else _length(message, position, 0xA0, "extFields of a command must be a map")
+    return (
+        Command(
+            code,
+            None,
+            None,
+            body,
+            remark,
+            flag or 0,
+            opaque or 0,
+            language or "OTHER",
+            version or 0,
+            _CBOR,
+            fields,
+        ),
+        position,
     )
+
+
+def _int32(value: Scalar, name: str) -> int:
+    if type(value) is not int or not -0x8000_0000 <= value <= 0x7FFF_FFFF:
+        raise _malformed(f"{name} of a command must be a 32-bit integer")
+    return value
+
+
+def _text(value: Scalar, name: str) -> str:
+    if type(value) is not str:
+        raise _malformed(f"{name} of a command must be text")
+    return value
+
+
+def _fields(message: bytes, position: int, names: Mapping[bytes, str]) -> tuple[dict[str, Scalar], int]:
+    """extFields at `position`: text to integer, boolean, text or null; `names` saves decoding those it has."""
+    count, position = _length(message, position, 0xA0, "extFields of a command must be a map")
     if count > EXT_FIELDS_MAX:
         raise _malformed(f"{count} header fields; at most {EXT_FIELDS_MAX}")
     fields: dict[str, Scalar] = {}
     known = names.get
     for _ in range(count):
-        head = message[position]
-        if 0x60 <= head < 0x78:
-            name_end = position + head - 0x5F
-        else:
+        value_at = position + message[position] - 0x5F
+        name = known(message[position:value_at])
+        if name is None:
             length, name_at = _length(message, position, 0x60, "names of extFields must be text")
-            position, name_end = name_at - 1, name_at + length
-        name_bytes = message[position + 1 : name_end]
-        name = known(name_bytes) or name_bytes.decode()
-        if name in fields:
-            raise _malformed(f"header field {name} comes twice")
-        head = message[name_end]
+            value_at = name_at + length
+            name = message[name_at:value_at].decode()
+        head = message[value_at]
         if head < 0x18:
             fields[name] = head
-            position = name_end + 1
+            position = value_at + 1
         elif 0x60 <= head < 0x78:
-            position = name_end + head - 0x5F
-            fields[name] = message[name_end + 1 : position].decode()
-        elif head in (_FALSE, _TRUE):
-            fields[name] = head == _TRUE
-            position = name_end + 1
+            position = value_at + head - 0x5F
+            fields[name] = message[value_at + 1 : position].decode()
         else:
-            fields[name], position = _scalar(message, name_end)
+            fields[name], position = _scalar(message, value_at)
+    if len(fields) != count:
+        raise _malformed("extFields has a name twice")
     return fields, position
 
 
 def _scalar(message: bytes, position: int) -> tuple[str | int | bool | None, int]:
     """The integer, text, boolean or null at `position` and where it ends."""
     head = message[position]
-    kind = head & 0xE0
-    if kind == 0x60:
-        length, value_at = _length(message, position, 0x60, "")
-        return message[value_at : value_at + length].decode(), value_at + length
-    if kind <= 0x20:
-        number, position = _length(message, position, kind, "")
+    if head < 0x40:
+        number, position = _length(message, position, head & 0x20, "")
         if number > _INT64_MAX:
             raise _malformed("an integer of a command must fit 64 bits")
-        return (number if kind == 0 else -1 - number), position
-    if head in (_FALSE, _TRUE):
-        return head == _TRUE, position + 1
-    if head in (_NULL, _UNDEFINED):
-        return None, position + 1
+        return (number if head < 0x20 else -1 - number), position
+    if head & 0xE0 == 0x60:
+        length, value_at = _length(message, position, 0x60, "")
+        end = value_at + length
+        return message[value_at:end].decode(), end
+    if head in _CONSTANTS:
+        return _CONSTANTS[head], position + 1
     if head in _FLOATS:
         form = _FLOATS[head]
         (real,) = form.unpack_from(message, position + 1)
@@ -203,15 +209,18 @@ def _scalar(message: bytes, position: int) -> tuple[str | int | bool | None, int
 def _length(message: bytes, position: int, kind: int, complaint: str) -> tuple[int, int]:
     """The argument of the item head at `position`, which must be of `kind`, and where the head ends."""
     head = message[position]
-    short = head & 0x1F
-    if head & 0xE0 != kind:
-        raise ProtocolError(complaint, fatal=True)
-    if short < 24:
+    short = head - kind
+    if 0 <= short < 24:
         return short, position + 1
-    size = _LENGTHS.get(short)
-    if size is None:
+    if short == 24:
+        return message[position + 1], position + 2
+    if short == 25:
+        return message[position + 1] << 8 | message[position + 2], position + 3
+    if not 0 <= short < 32:
+        raise _malformed(complaint)
+    if short > 27:
         raise _malformed("indefinite lengths have no place in a command")
-    end = position + 1 + size
+    end = position + (5 if short == 26 else 9)
     message[end - 1]  # IndexError when the head is cut off
     return int.from_bytes(message[position + 1 : end], "big"), end
 
