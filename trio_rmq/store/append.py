@@ -106,7 +106,8 @@ class Appender:
         unwritten = self._queues.unwritten
         body_size_max = self._body_size_max
         store_address, store_port = self.store_host
-        store_is_v4 = len(store_address) == 4
+        born_host: Host | None = None
+        born_address, born_port, hosts_are_v4 = b"", 0, False
         for message in messages:  # the hot loop: a call more in it costs more than most of what it does
             properties = message.properties
             if isinstance(properties, str):
@@ -123,8 +124,11 @@ class Appender:
                 queue.record_middle = queue.topic_field + properties_size.to_bytes(2, "big")
             middle = queue.record_middle
             sys_flag = message.sys_flag
-            born_address, born_port = message.born_host
-            is_v4 = store_is_v4 and len(born_address) == 4 and not sys_flag & _HOSTS_V6
+            if message.born_host is not born_host:  # messages of one connection share it
+                born_host = message.born_host
+                born_address, born_port = born_host
+                hosts_are_v4 = len(born_address) == len(store_address) == 4
+            is_v4 = hosts_are_v4 and not sys_flag & _HOSTS_V6
             if is_v4:
                 size = _FIXED_BYTES + len(middle) + body_size + properties_size
             else:
