@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from tests.interop.peers import CLUSTER, JAVA_IT, cache_folder, our_broker, our_name_server
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow]

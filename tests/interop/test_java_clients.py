@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from tests.interop.peers import apache_broker, apache_name_server, our_broker, our_name_server, run_java_peer
 
 pytestmark = pytest.mark.interop
