@@ -41,6 +41,7 @@ def _key(name: str) -> bytes:
 
 _CODE, _OPAQUE, _FLAG, _LANGUAGE = _key("code"), _key("opaque"), _key("flag"), _key("language")
 _VERSION, _REMARK, _FIELDS, _BODY = _key("version"), _key("remark"), _key("extFields"), _key("body")
+_MAY_BE_NULL = frozenset({_LANGUAGE, _REMARK, _FIELDS, _BODY})
 _SHORT_NAMES = {long: short for short, long in LONG_NAMES.items()}
 _NAMES = {
     _key(name): name
@@ -91,10 +92,10 @@ def _command(message: bytes, start: int) -> tuple[Command, int]:
         key_end = position + message[position] - 0x5F
         key = message[position:key_end]
         head = message[key_end]
-        if key == _FIELDS and fields is None:
+        if key == _FIELDS and fields is None and head < _NULL:
             long_names = code in NUMBERS_WITH_LONG_NAMES
             fields, position = _fields(message, key_end, _NAMES_FROM_LONG if long_names else _NAMES)
-        elif key == _BODY and body is None and head != _NULL:
+        elif key == _BODY and body is None and head < _NULL:
             length, value_at = _length(message, key_end, 0x40, "body of a command must be a byte string")
             position = value_at + length
             body = message[value_at:position]
@@ -104,6 +105,8 @@ def _command(message: bytes, start: int) -> tuple[Command, int]:
                 position = key_end + 1
             else:
                 value, position = _scalar(message, key_end)
+            if value is None and key in _MAY_BE_NULL:
+                continue
             if key == _OPAQUE and opaque is None:
                 opaque = _int32(value, "opaque")
             elif key == _CODE and code is None:
@@ -115,8 +118,8 @@ def _command(message: bytes, start: int) -> tuple[Command, int]:
             elif key == _LANGUAGE and language is None:
                 language = _text(value, "language")
             elif key == _REMARK and remark is None:
-                remark = _text(value, "remark") if value is not None else ""
-            elif key != _BODY or body is not None:
+                remark = _text(value, "remark")
+            else:
                 raise _malformed("a command has a key twice, or one that protocol/command.cddl does not know")
     if code is None:
         raise _malformed("a command must have a code")
@@ -156,12 +159,13 @@ def _text(value: Scalar, name: str) -> str:
 
 
 def _fields(message: bytes, position: int, names: Mapping[bytes, str]) -> tuple[dict[str, Scalar], int]:
-    """extFields at `position`: text to integer, boolean, text or null; `names` saves decoding those it has."""
+    """extFields at `position`: text to integer, boolean or text, a null left out; `names` saves decoding names."""
     count, position = _length(message, position, 0xA0, "extFields of a command must be a map")
     if count > EXT_FIELDS_MAX:
         raise _malformed(f"{count} header fields; at most {EXT_FIELDS_MAX}")
     fields: dict[str, Scalar] = {}
     known = names.get
+    nulls = False
     for _ in range(count):
         value_at = position + message[position] - 0x5F
         name = known(message[position:value_at])
@@ -178,8 +182,11 @@ def _fields(message: bytes, position: int, names: Mapping[bytes, str]) -> tuple[
             fields[name] = message[value_at + 1 : position].decode()
         else:
             fields[name], position = _scalar(message, value_at)
+            nulls = nulls or fields[name] is None
     if len(fields) != count:
         raise _malformed("extFields has a name twice")
+    if nulls:
+        fields = {name: value for name, value in fields.items() if value is not None}
     return fields, position
 
 
