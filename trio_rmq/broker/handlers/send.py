@@ -26,7 +26,7 @@ from trio_rmq.store.messages import AppendResult, AppendStatus, NewMessage
 from trio_rmq.wire import properties as prop
 from trio_rmq.wire.batch import decode_batch
 from trio_rmq.wire.codes import RequestCode, ResponseCode
-from trio_rmq.wire.command import Command
+from trio_rmq.wire.command import FLAG_ONEWAY, Command
 from trio_rmq.wire.hashing import tags_code
 from trio_rmq.wire.headers import (
     SendMessageRequestHeader,
@@ -52,6 +52,15 @@ RETRY_QUEUES = 1
 HOST_FLAGS = BORN_HOST_V6 | STORE_HOST_V6
 
 SendHeader = SendMessageRequestHeader | SendMessageRequestHeaderV2
+
+CHECKED_TOPICS_MAX = 100_000
+"""Most topics whose checks are remembered."""
+
+_SEND_MESSAGE = int(RequestCode.SEND_MESSAGE)
+_SEND_BATCH_MESSAGE = int(RequestCode.SEND_BATCH_MESSAGE)
+_PUT_OK = AppendStatus.PUT_OK
+_WAIT_TRUE = "\x02WAIT\x01true"
+"""Apache's 4.9 strips WAIT from plain messages, and from no others."""
 
 _CODES = {
     AppendStatus.SERVICE_NOT_AVAILABLE: ResponseCode.SERVICE_NOT_AVAILABLE,
@@ -86,7 +95,7 @@ class SendHandlers:
         self._max_delay_level = max_delay_level
         self._answer_ext = {"MSG_REGION": config.region_id, "TRACE_ON": "true" if config.trace_on else "false"}
         self._cluster_property = f"{prop.CLUSTER}{prop.NAME_VALUE_SEPARATOR}{config.broker_cluster_name}"
-        self._checked: tuple[str, TopicConfig] | None = None
+        self._checked: dict[str, TopicConfig] = {}
         self._warned_topics: set[str] = set()
 
     def register(self, table: HandlerTable) -> None:
@@ -102,10 +111,15 @@ class SendHandlers:
         replies: list[Command] = []
         messages: list[NewMessage] = []
         accepted: list[Command] = []
+        code = requests[0].code  # a run has one code
+        header_type: type[SendHeader] = (
+            SendMessageRequestHeader if code == _SEND_MESSAGE else SendMessageRequestHeaderV2
+        )
+        is_batch = code == _SEND_BATCH_MESSAGE
         for request in requests:
             try:
-                header = self._header(request)
-                if header.batch or request.code == RequestCode.SEND_BATCH_MESSAGE:
+                header = request.decode_header(header_type)
+                if is_batch or header.batch:
                     # A batch is stored as one piece, behind what came before it.
                     self._append(accepted, messages, replies)
                     self._append_batch(session, request, header, replies)
@@ -146,9 +160,19 @@ class SendHandlers:
     def _append(self, requests: list[Command], messages: list[NewMessage], replies: list[Command]) -> None:
         if not messages:
             return
+        host, ext = self._store_host, self._answer_ext
         for request, message, result in zip(requests, messages, self._store.append(messages), strict=True):
-            if not request.is_oneway:
+            if request.flag & FLAG_ONEWAY:
+                continue
+            if result.status is not _PUT_OK:
                 replies.append(self._reply(request, message.queue_id, [result]))
+                continue
+            header = SendMessageResponseHeader(
+                msg_id=encode_offset_id(host, result.physical_offset),
+                queue_id=message.queue_id,
+                queue_offset=result.queue_offset,
+            )
+            replies.append(request.reply(0, header=header, ext=ext))
 
     def _append_batch(self, session: Session, request: Command, header: SendHeader, replies: list[Command]) -> None:
         items = self._batch(session, request, header)
@@ -171,15 +195,23 @@ class SendHandlers:
 
     # -- checks -------------------------------------------------------------------------------------------------
 
-    def _header(self, request: Command) -> SendHeader:
-        if request.code == RequestCode.SEND_MESSAGE:
-            return request.decode_header(SendMessageRequestHeader)
-        return request.decode_header(SendMessageRequestHeaderV2)
-
     def _topic(self, session: Session, header: SendHeader) -> TopicConfig:
         """The topic that may be sent to, made on first use; RequestError says why not."""
         name = header.topic
         topic = self._topics.get(name)
+        if topic is None or self._checked.get(name) is not topic:
+            topic = self._checked[name] = self._checked_topic(session, header, topic)
+        queue_id = header.queue_id
+        if queue_id >= topic.write_queue_nums and queue_id >= topic.read_queue_nums:
+            raise RequestError(
+                ResponseCode.SYSTEM_ERROR,
+                f"request queueId[{queue_id}] is illegal, {describe(topic)} Producer: {session.peer}",
+            )
+        return topic
+
+    def _checked_topic(self, session: Session, header: SendHeader, topic: TopicConfig | None) -> TopicConfig:
+        """The checks that one and the same topic need pass only once."""
+        name = header.topic
         if topic is None:
             problem = names.topic_problem(name)
             if problem is not None:
@@ -206,12 +238,8 @@ class SendHandlers:
             logger.warning(
                 "topic %s is not writable, yet %s sends to it (accepted, as RocketMQ does)", name, session.peer
             )
-        queue_id = header.queue_id
-        if queue_id >= max(topic.write_queue_nums, topic.read_queue_nums):
-            raise RequestError(
-                ResponseCode.SYSTEM_ERROR,
-                f"request queueId[{queue_id}] is illegal, {describe(topic)} Producer: {session.peer}",
-            )
+        if len(self._checked) > CHECKED_TOPICS_MAX:
+            self._checked.clear()
         return topic
 
     def _queue_id(self, topic: TopicConfig, asked: int) -> int:
@@ -240,9 +268,11 @@ class SendHandlers:
         if name.startswith(names.RETRY_PREFIX):
             name, queue_id = self._dead_letter(name, queue_id, header, reconsume_times)
         wait = True
+        if text.endswith(_WAIT_TRUE):  # where Java's clients write it when there is no tag
+            text = text[: -len(_WAIT_TRUE)]
         if "WAIT\x01" in text:
             wait = prop.flag_property(text, prop.WAIT, True)
-            text = _without_wait(text)
+            text = prop.remove_property(text, prop.WAIT)
         text = f"{text}\x02{self._cluster_property}" if text else self._cluster_property
         code = tags_code(prop.property_of(text, prop.TAGS)) if "TAGS\x01" in text else 0
         if "DELAY\x01" in text and not sys_flag & TRANSACTION_MASK:
@@ -343,13 +373,6 @@ class SendHandlers:
                 )
             )
         return messages
-
-
-def _without_wait(text: str) -> str:
-    """Property text without WAIT: Apache's 4.9 strips it from plain messages, and from no others."""
-    if text.endswith("\x02WAIT\x01true"):
-        return text[:-10]
-    return prop.remove_property(text, prop.WAIT)
 
 
 def _not_sendable(name: str) -> RequestError:
