@@ -91,6 +91,7 @@ class SendHandlers:
         self._topics = topics
         self._groups = groups
         self._store_host = store_host
+        self._id_prefix = encode_offset_id(store_host, 0)[:-16]
         self._body_size_max = body_size_max_bytes
         self._max_delay_level = max_delay_level
         self._answer_ext = {"MSG_REGION": config.region_id, "TRACE_ON": "true" if config.trace_on else "false"}
@@ -160,7 +161,7 @@ class SendHandlers:
     def _append(self, requests: list[Command], messages: list[NewMessage], replies: list[Command]) -> None:
         if not messages:
             return
-        host, ext = self._store_host, self._answer_ext
+        id_prefix, ext = self._id_prefix, self._answer_ext
         for request, message, result in zip(requests, messages, self._store.append(messages), strict=True):
             if request.flag & FLAG_ONEWAY:
                 continue
@@ -168,7 +169,7 @@ class SendHandlers:
                 replies.append(self._reply(request, message.queue_id, [result]))
                 continue
             header = SendMessageResponseHeader(
-                msg_id=encode_offset_id(host, result.physical_offset),
+                msg_id=f"{id_prefix}{result.physical_offset:016X}",
                 queue_id=message.queue_id,
                 queue_offset=result.queue_offset,
             )
@@ -268,8 +269,11 @@ class SendHandlers:
         if name.startswith(names.RETRY_PREFIX):
             name, queue_id = self._dead_letter(name, queue_id, header, reconsume_times)
         wait = True
-        if text.endswith(_WAIT_TRUE):  # where Java's clients write it when there is no tag
-            text = text[: -len(_WAIT_TRUE)]
+        at = text.find(_WAIT_TRUE)
+        if at >= 0:  # as clients write it
+            after = at + len(_WAIT_TRUE)
+            if text[after : after + 1] in ("", "\x02"):
+                text = text[:at] + text[after:]
         if "WAIT\x01" in text:
             wait = prop.flag_property(text, prop.WAIT, True)
             text = prop.remove_property(text, prop.WAIT)
