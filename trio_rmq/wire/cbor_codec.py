@@ -83,9 +83,11 @@ def _malformed(reason: str) -> ProtocolError:
 def _command(message: bytes, start: int) -> tuple[Command, int]:
     """The command at `start` and where it ends, which may lie behind the message: then it is cut off."""
     keys = message[start] - 0xA0
-    if not 0 <= keys <= _KEYS_MAX:
-        raise _malformed("a command is a map with at most 8 keys (protocol/command.cddl)")
     position = start + 1
+    if not 0 <= keys <= _KEYS_MAX:  # libraries that write maps before they know their size give it two bytes
+        keys, position = _length(message, start, 0xA0, "a command is a map (protocol/command.cddl)")
+        if keys > _KEYS_MAX:
+            raise _malformed("a command is a map with at most 8 keys (protocol/command.cddl)")
     code = opaque = flag = version = language = remark = body = fields = None
     long_names = False
     for _ in range(keys):
