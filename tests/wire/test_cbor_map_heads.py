@@ -1,4 +1,4 @@
-"""A map's size may be written in more bytes than it needs: libraries do so that begin a map before they know its size."""
+"""A map may have its size written in more bytes than needed: libraries do so that begin before they know it."""
 
 from __future__ import annotations
 
