@@ -41,7 +41,10 @@ class Later:
 Handler = Callable[["Session", Command], "Command | Later | None"]
 """Answers one request: the response, a `Later`, or None when nothing is sent.  May raise RequestError/ProtocolError."""
 
-BatchHandler = Callable[["Session", Sequence[Command]], "Sequence[Command | Later]"]
+Reply = Command | bytes
+"""A response, or its whole frame where the handler has it encoded already (never for a WebSocket session)."""
+
+BatchHandler = Callable[["Session", Sequence[Command]], "Sequence[Reply | Later]"]
 """Answers a run of requests of one code; leaves out replies to one-way requests; raises only what fails them all."""
 
 

@@ -30,7 +30,7 @@ import trio
 from trio_rmq import limits
 from trio_rmq.errors import ConnectionLostError, ProtocolError, RequestError
 from trio_rmq.remoting.address import format_address
-from trio_rmq.remoting.handlers import BatchHandler, HandlerTable, Later
+from trio_rmq.remoting.handlers import BatchHandler, HandlerTable, Later, Reply
 from trio_rmq.remoting.request_table import RequestTable
 from trio_rmq.remoting.settings import RemotingSettings
 from trio_rmq.wire.command import FLAG_ONEWAY, FLAG_RESPONSE, Command
@@ -182,8 +182,8 @@ class Session(ABC):
         """Read and answer until the peer ends the stream or has to be refused."""
 
     @abstractmethod
-    def _encode(self, commands: list[Command]) -> bytes:
-        """`commands` as the bytes of one write."""
+    def _encode(self, replies: Sequence[Reply]) -> bytes:
+        """`replies` as the bytes of one write."""
 
     @abstractmethod
     async def _send(self, payload: bytes) -> int:
@@ -191,9 +191,9 @@ class Session(ABC):
 
     # --- dispatch --------------------------------------------------------------------------------------------------
 
-    def _handle(self, commands: Sequence[Command]) -> list[Command]:
+    def _handle(self, commands: Sequence[Command]) -> list[Reply]:
         """Dispatch the commands of one chunk in order; returns the replies that can leave now."""
-        replies: list[Command] = []
+        replies: list[Reply] = []
         single = self._handlers.single
         index, count = 0, len(commands)
         while index < count:
@@ -232,7 +232,7 @@ class Session(ABC):
                 replies.append(reply)
         return replies
 
-    def _handle_run(self, handler: BatchHandler, run: Sequence[Command], replies: list[Command]) -> None:
+    def _handle_run(self, handler: BatchHandler, run: Sequence[Command], replies: list[Reply]) -> None:
         if self._in_flight >= self._settings.requests_in_flight_max:
             self._refuse(run, replies)
             return
@@ -250,12 +250,12 @@ class Session(ABC):
             else:
                 replies.append(answer)
         if laters is not None:
-            answered = {answer.opaque for answer in answers if not isinstance(answer, Later)}
+            answered = {answer.opaque for answer in answers if isinstance(answer, Command)}
             unanswered = [command for command in run if command.opaque not in answered]
             for later in laters:
                 self._start_later(later, later.answers or unanswered)
 
-    def _fail_run(self, run: Sequence[Command], error: Exception, replies: list[Command]) -> None:
+    def _fail_run(self, run: Sequence[Command], error: Exception, replies: list[Reply]) -> None:
         first = self._failure_reply(run[0], error)
         replies.extend(
             command.reply(first.code, remark=first.remark) for command in run if not command.flag & FLAG_ONEWAY
@@ -267,7 +267,7 @@ class Session(ABC):
         logger.error("request %d from %s failed in its handler", command.code, self.peer, exc_info=error)
         return command.reply(SYSTEM_ERROR, remark=f"{type(error).__name__}: {error}")
 
-    def _refuse(self, run: Sequence[Command], replies: list[Command]) -> None:
+    def _refuse(self, run: Sequence[Command], replies: list[Reply]) -> None:
         limit = self._settings.requests_in_flight_max
         remark = f"[OVERLOAD] this connection has {self._in_flight} unanswered requests; the limit is {limit}"
         replies.extend(command.reply(SYSTEM_BUSY, remark=remark) for command in run if not command.flag & FLAG_ONEWAY)
@@ -281,7 +281,7 @@ class Session(ABC):
         self._nursery.start_soon(self._run_later, later, answers)
 
     async def _run_later(self, later: Later, answers: Sequence[Command]) -> None:
-        replies: list[Command] = []
+        replies: list[Reply] = []
         try:
             replies.extend(await later.run())
         except Exception as error:  # noqa: BLE001 - the session boundary
@@ -302,17 +302,18 @@ class Session(ABC):
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
-    def _encode_safely(self, commands: list[Command]) -> bytes:
+    def _encode_safely(self, replies: Sequence[Reply]) -> bytes:
         """`_encode`, with a reply that cannot be encoded (a defect in its handler) replaced by SYSTEM_ERROR."""
         try:
-            return self._encode(commands)
+            return self._encode(replies)
         except Exception:  # noqa: BLE001 - the session boundary
             pieces = []
-            for command in commands:
+            for reply in replies:
                 try:
-                    pieces.append(self._encode([command]))
+                    pieces.append(self._encode([reply]))
                 except Exception as error:  # noqa: BLE001 - the session boundary
-                    pieces.append(self._encode([self._failure_reply(command, error)]))
+                    if isinstance(reply, Command):
+                        pieces.append(self._encode([self._failure_reply(reply, error)]))
             return b"".join(pieces)
 
     def _post(self, commands: list[Command]) -> None:
@@ -328,7 +329,7 @@ class Session(ABC):
         if self._outgoing_bytes > self._settings.outgoing_bytes_max:
             self.close(f"dropped, it left {self._outgoing_bytes} bytes unread")
 
-    async def _reply(self, replies: list[Command]) -> None:
+    async def _reply(self, replies: list[Reply]) -> None:
         """Write the replies of one chunk from the reading task; pause it while too much is unwritten."""
         payload = self._encode_safely(replies)
         if self._writing:

@@ -12,7 +12,7 @@ from typing import Literal
 import trio
 
 from trio_rmq.errors import ProtocolError
-from trio_rmq.remoting.handlers import HandlerTable
+from trio_rmq.remoting.handlers import HandlerTable, Reply
 from trio_rmq.remoting.session import Session, SessionCallback, logger
 from trio_rmq.remoting.settings import RemotingSettings
 from trio_rmq.wire.command import Command
@@ -90,10 +90,8 @@ class TcpSession(Session):
             if replies:
                 self._enqueue(self._encode_safely(replies))
 
-    def _encode(self, commands: list[Command]) -> bytes:
-        if len(commands) == 1:
-            return encode_frame(commands[0])
-        return b"".join([encode_frame(command) for command in commands])
+    def _encode(self, replies: Sequence[Reply]) -> bytes:
+        return b"".join([reply if isinstance(reply, bytes) else encode_frame(reply) for reply in replies])
 
     async def _send(self, payload: bytes) -> int:
         return await self._socket.send(payload)

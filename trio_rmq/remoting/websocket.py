@@ -12,6 +12,7 @@ settings allow that origin.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Literal
 
 import trio
@@ -20,7 +21,7 @@ from wsproto.utilities import LocalProtocolError
 from wsproto.utilities import ProtocolError as WebSocketProtocolError
 
 from trio_rmq.errors import ProtocolError
-from trio_rmq.remoting.handlers import HandlerTable
+from trio_rmq.remoting.handlers import HandlerTable, Reply
 from trio_rmq.remoting.session import Session, SessionCallback, logger
 from trio_rmq.remoting.settings import RemotingSettings
 from trio_rmq.wire.cbor_codec import SUB_PROTOCOL, decode_commands, encode_commands
@@ -201,8 +202,8 @@ class WebSocketSession(Session):
         with trio.move_on_after(CLOSE_SECONDS):
             await websocket.aclose(code, reason[:100])
 
-    def _encode(self, commands: list[Command]) -> bytes:
-        return encode_commands(commands)
+    def _encode(self, replies: Sequence[Reply]) -> bytes:
+        return encode_commands([reply for reply in replies if isinstance(reply, Command)])
 
     async def _send(self, payload: bytes) -> int:
         assert self._websocket is not None  # noqa: S101 - nothing is sent before the handshake

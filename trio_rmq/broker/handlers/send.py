@@ -19,7 +19,7 @@ from trio_rmq.config import BrokerConfig
 from trio_rmq.errors import ProtocolError, RequestError, StoreFailedError
 from trio_rmq.limits import PROPERTIES_SIZE_MAX_BYTES
 from trio_rmq.randomness import rng
-from trio_rmq.remoting.handlers import HandlerTable, Later
+from trio_rmq.remoting.handlers import HandlerTable, Later, Reply
 from trio_rmq.remoting.session import Session
 from trio_rmq.store.message_store import MessageStore
 from trio_rmq.store.messages import AppendResult, AppendStatus, NewMessage
@@ -34,6 +34,7 @@ from trio_rmq.wire.headers import (
     SendMessageResponseHeader,
 )
 from trio_rmq.wire.ids import Host, encode_offset_id
+from trio_rmq.wire.send_reply import SendReplyEncoder
 from trio_rmq.wire.sysflag import (
     BORN_HOST_V6,
     MULTI_TAGS,
@@ -92,9 +93,10 @@ class SendHandlers:
         self._groups = groups
         self._store_host = store_host
         self._id_prefix = encode_offset_id(store_host, 0)[:-16]
+        self._answer_ext = {"MSG_REGION": config.region_id, "TRACE_ON": "true" if config.trace_on else "false"}
+        self._encode_reply = SendReplyEncoder(self._answer_ext).encode
         self._body_size_max = body_size_max_bytes
         self._max_delay_level = max_delay_level
-        self._answer_ext = {"MSG_REGION": config.region_id, "TRACE_ON": "true" if config.trace_on else "false"}
         self._cluster_property = f"{prop.CLUSTER}{prop.NAME_VALUE_SEPARATOR}{config.broker_cluster_name}"
         self._checked: dict[str, TopicConfig] = {}
         self._warned_topics: set[str] = set()
@@ -107,9 +109,9 @@ class SendHandlers:
 
     # -- one read's sends ---------------------------------------------------------------------------------------
 
-    def send_many(self, session: Session, requests: Sequence[Command]) -> Sequence[Command | Later]:
+    def send_many(self, session: Session, requests: Sequence[Command]) -> Sequence[Reply | Later]:
         """Append a run of sends with one write; their answers in order, or one `Later` under SYNC_FLUSH."""
-        replies: list[Command] = []
+        replies: list[Reply] = []
         messages: list[NewMessage] = []
         accepted: list[Command] = []
         code = requests[0].code  # a run has one code
@@ -136,10 +138,11 @@ class SendHandlers:
                     replies.append(request.reply(error.response_code, ext=self._answer_ext, remark=str(error)))
         self._append(accepted, messages, replies)
         if self._store.sync_flush:
-            return self._after_sync(requests, replies)
+            return self._after_sync(requests, [reply for reply in replies if isinstance(reply, Command)])
         return replies
 
-    def _after_sync(self, requests: Sequence[Command], replies: list[Command]) -> Sequence[Command | Later]:
+    def _after_sync(self, requests: Sequence[Command], replies: list[Command]) -> Sequence[Reply | Later]:
+        """The replies once everything appended so far is synced, or 14 in the place of each success."""
         end = self._store.statistics().max_physical_offset
         if not any(reply.code == ResponseCode.SUCCESS for reply in replies):
             return replies
@@ -158,24 +161,27 @@ class SendHandlers:
 
         return [Later(wait, answers=[request for request in requests if not request.is_oneway])]
 
-    def _append(self, requests: list[Command], messages: list[NewMessage], replies: list[Command]) -> None:
+    def _append(self, requests: list[Command], messages: list[NewMessage], replies: list[Reply]) -> None:
         if not messages:
             return
-        id_prefix, ext = self._id_prefix, self._answer_ext
+        waits = self._store.sync_flush
+        id_prefix, ext, encode = self._id_prefix, self._answer_ext, self._encode_reply
         for request, message, result in zip(requests, messages, self._store.append(messages), strict=True):
             if request.flag & FLAG_ONEWAY:
                 continue
             if result.status is not _PUT_OK:
                 replies.append(self._reply(request, message.queue_id, [result]))
                 continue
-            header = SendMessageResponseHeader(
-                msg_id=f"{id_prefix}{result.physical_offset:016X}",
-                queue_id=message.queue_id,
-                queue_offset=result.queue_offset,
-            )
-            replies.append(request.reply(0, header=header, ext=ext))
+            msg_id = f"{id_prefix}{result.physical_offset:016X}"
+            queue_id, queue_offset = message.queue_id, result.queue_offset
+            frame = None if waits else encode(request.serialize_type, request.opaque, msg_id, queue_id, queue_offset)
+            if frame is None:
+                header = SendMessageResponseHeader(msg_id=msg_id, queue_id=queue_id, queue_offset=queue_offset)
+                replies.append(request.reply(0, header=header, ext=ext))
+            else:
+                replies.append(frame)
 
-    def _append_batch(self, session: Session, request: Command, header: SendHeader, replies: list[Command]) -> None:
+    def _append_batch(self, session: Session, request: Command, header: SendHeader, replies: list[Reply]) -> None:
         items = self._batch(session, request, header)
         results = self._store.append_batch(items)
         if not request.is_oneway:
