@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-_default_rng = random.Random()  # noqa: S311 - spreads load and makes ids; no secret comes from it
+_default_rng = random.Random()  # spreads load and makes ids; no secret comes from it
 _rng: ContextVar[random.Random | None] = ContextVar("trio_rmq_rng", default=None)
 
 

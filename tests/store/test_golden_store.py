@@ -28,7 +28,9 @@ CHECK: dict[str, Any] = json.loads((VECTORS / "store-check.json").read_text())
 @pytest.fixture(params=["store", "unclean"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     with tarfile.open(fileobj=io.BytesIO((VECTORS / "store.tar.gz").read_bytes())) as archive:
-        archive.extractall(tmp_path, filter="data")
+        if hasattr(tarfile, "data_filter"):  # Python 3.11.4 and newer
+            archive.extraction_filter = tarfile.data_filter
+        archive.extractall(tmp_path)
     return tmp_path / str(request.param)
 
 
