@@ -293,6 +293,7 @@ RULES = [
             "trio_rmq/namesrv/liveness.py": "until the first broker can have expired; an event when there is none",
             "trio_rmq/remoting/listener.py": "until the first connection can be idle; and when out of file handles",
             "trio_rmq/store/flush.py": "asynchronous flush gathers writes for an interval after the first",
+            "trio_rmq/client/push_consumer.py": "between heartbeats, between commits, and after a failed pull",
             "trio_rmq/client/queue_reader.py": "a growing pause before a failed server is asked again",
             "trio_rmq/client/queue_writer.py": "a growing pause before a failed server is asked again",
             "trio_rmq/testing/faulty_disk.py": "the simulated latency of a sync",
@@ -305,6 +306,7 @@ RULES = [
         {
             "trio_rmq/remoting/session.py": "the session boundary: a defect is logged and answered SYSTEM_ERROR",
             "trio_rmq/remoting/connection.py": "the same boundary for a client's handlers of requests from the broker",
+            "trio_rmq/client/push_consumer.py": "the listener is the user's: whatever it raises brings its messages again",
         },
     ),
     Rule("keeping a cancellation", swallowed_cancels, "a `raise` at the end: cancellations always pass", {}),

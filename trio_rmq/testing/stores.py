@@ -1,4 +1,4 @@
-"""Stores for tests: small files, easy messages, a place to crash and reopen a store in, on the real disk or its twin."""
+"""Stores for tests: small files, easy messages, a place to crash and reopen a store in, on a real disk or its twin."""
 
 from __future__ import annotations
 
