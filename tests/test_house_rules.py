@@ -306,7 +306,7 @@ RULES = [
         {
             "trio_rmq/remoting/session.py": "the session boundary: a defect is logged and answered SYSTEM_ERROR",
             "trio_rmq/remoting/connection.py": "the same boundary for a client's handlers of requests from the broker",
-            "trio_rmq/client/push_consumer.py": "the listener is the user's: whatever it raises brings its messages again",
+            "trio_rmq/client/push_consumer.py": "a listener is the user's: whatever it raises brings its messages back",
         },
     ),
     Rule("keeping a cancellation", swallowed_cancels, "a `raise` at the end: cancellations always pass", {}),
