@@ -10,9 +10,6 @@ FRAME_SIZE_MAX_BYTES = 16 * 1024 * 1024
 HEADER_SIZE_MAX_BYTES = 1024 * 1024
 """Largest encoded header: 32 KiB of properties escaped six-fold in JSON stays below a fifth of it."""
 
-HEADER_DEPTH_MAX = 16
-"""Deepest nesting accepted inside any JSON or CBOR header; real ones have two levels."""
-
 EXT_FIELDS_MAX = 256
 """Most header fields of one command; the largest real header has under 30."""
 

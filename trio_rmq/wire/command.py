@@ -89,13 +89,13 @@ class Command(msgspec.Struct, eq=False):
                 return self.header
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             if self.serialize_type is SerializeType.CBOR:
-                raise _header_error(self.code, header_type, error) from None
+                raise _header_error(self, header_type, error) from None
         try:
             return msgspec.convert(
                 _lenient_fields(self.ext_fields(), header_type, self.serialize_type), header_type, strict=False
             )
         except (msgspec.MsgspecError, ValueError) as error:
-            raise _header_error(self.code, header_type, error) from None
+            raise _header_error(self, header_type, error) from None
 
     def ext_fields(self) -> dict[str, str]:
         """All header fields as text, as RocketMQ's extFields; ProtocolError when they are no flat map of scalars."""
@@ -216,7 +216,7 @@ def _field_kinds(header_type: type[msgspec.Struct]) -> dict[str, type]:
     return kinds
 
 
-def _header_error(code: int, header_type: type[msgspec.Struct], error: Exception) -> ProtocolError:
+def _header_error(command: Command, header_type: type[msgspec.Struct], error: Exception) -> ProtocolError:
     """Names the field by its wire name and, where that is one letter, by its meaning."""
     reason = str(error)
     if found := re.search(r"(?:field `|at `\$\.)(\w+)`", reason):
@@ -227,8 +227,8 @@ def _header_error(code: int, header_type: type[msgspec.Struct], error: Exception
         else:
             reason = "is " + reason.split(" - at ")[0].replace("Expected", "not")
         field = wire_name if len(wire_name) > 1 else f"{wire_name} ({meaning})"
-        return ProtocolError(f"header field {field} of {header_type.__name__} {reason} (request {code})")
-    return ProtocolError(f"header fields of request {code} cannot be read as {header_type.__name__}: {reason}")
+        return ProtocolError(f"header field {field} of {header_type.__name__} {reason} ({command!r})")
+    return ProtocolError(f"header fields of {command!r} cannot be read as {header_type.__name__}: {reason}")
 
 
 _JAVA_NUMBER = re.compile(r"[+-]?[0-9]{1,40}")
