@@ -48,6 +48,8 @@ logger = logging.getLogger(__name__)
 
 FAST_PORT_DISTANCE = 2
 """The second listener is this far below listenPort: Java clients up to 4.4.0 send there by default."""
+FAILURE_GRACE_SECONDS = 1.0
+"""From the store's failure to the broker's end: time for the answers that say so."""
 HA_PORT_DISTANCE = 1
 """Where slaves would connect: announced, as RocketMQ does."""
 
@@ -211,6 +213,8 @@ class _Broker:
 
     async def _end_with_store(self) -> None:
         await self._store.wait_failed()
+        # Senders whose sync failed are owed the answer 14; what they send meanwhile is refused with 14 as well.
+        await trio.sleep(FAILURE_GRACE_SECONDS)
         raise self._store.failure or StoreFailedError("the store failed")
 
     async def _listen(self, sessions: trio.Nursery) -> list[str]:
@@ -218,7 +222,7 @@ class _Broker:
         host, port = self._remoting.bind_address, self._place.port
         listening: list[str] = await sessions.start(self._serve_sessions, format_address(host, port))
         fast_port = port - FAST_PORT_DISTANCE
-        if self._config.listen_port and fast_port > 0:
+        if self._config.fast_port_enable and self._config.listen_port and fast_port > 0:
             try:
                 listening += await sessions.start(self._serve_sessions, format_address(host, fast_port))
             except ListenError as error:

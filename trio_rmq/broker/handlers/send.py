@@ -110,10 +110,11 @@ class SendHandlers:
     # -- one read's sends ---------------------------------------------------------------------------------------
 
     def send_many(self, session: Session, requests: Sequence[Command]) -> Sequence[Reply | Later]:
-        """Append a run of sends with one write; their answers in order, or one `Later` under SYNC_FLUSH."""
+        """Append a run of sends with one write; their answers in any order, or one `Later` under SYNC_FLUSH."""
         replies: list[Reply] = []
         messages: list[NewMessage] = []
         accepted: list[Command] = []
+        end = 0  # of what was appended
         code = requests[0].code  # a run has one code
         header_type: type[SendHeader] = (
             SendMessageRequestHeader if code == _SEND_MESSAGE else SendMessageRequestHeaderV2
@@ -124,9 +125,9 @@ class SendHandlers:
                 header = request.decode_header(header_type)
                 if is_batch or header.batch:
                     # A batch is stored as one piece, behind what came before it.
-                    self._append(accepted, messages, replies)
-                    self._append_batch(session, request, header, replies)
-                    accepted, messages = [], []
+                    before, accepted, messages = (accepted, messages), [], []
+                    end = max(end, self._append(*before, replies))
+                    end = max(end, self._append_batch(session, request, header, replies))
                 else:
                     messages.append(self._message(session, request, header))
                     accepted.append(request)
@@ -136,14 +137,13 @@ class SendHandlers:
             except ProtocolError as error:
                 if not request.is_oneway:
                     replies.append(request.reply(error.response_code, ext=self._answer_ext, remark=str(error)))
-        self._append(accepted, messages, replies)
+        end = max(end, self._append(accepted, messages, replies))
         if self._store.sync_flush:
-            return self._after_sync(requests, [reply for reply in replies if isinstance(reply, Command)])
+            return self._after_sync(requests, [reply for reply in replies if isinstance(reply, Command)], end)
         return replies
 
-    def _after_sync(self, requests: Sequence[Command], replies: list[Command]) -> Sequence[Reply | Later]:
-        """The replies once everything appended so far is synced, or 14 in the place of each success."""
-        end = self._store.statistics().max_physical_offset
+    def _after_sync(self, requests: Sequence[Command], replies: list[Command], end: int) -> Sequence[Reply | Later]:
+        """The replies once the log is synced up to `end`, or 14 in the place of each success."""
         if not any(reply.code == ResponseCode.SUCCESS for reply in replies):
             return replies
 
@@ -161,12 +161,14 @@ class SendHandlers:
 
         return [Later(wait, answers=[request for request in requests if not request.is_oneway])]
 
-    def _append(self, requests: list[Command], messages: list[NewMessage], replies: list[Reply]) -> None:
+    def _append(self, requests: list[Command], messages: list[NewMessage], replies: list[Reply]) -> int:
+        """Append, add the answers to `replies`, and return where the last record ends (0: none was stored)."""
         if not messages:
-            return
+            return 0
         waits = self._store.sync_flush
         id_prefix, ext, encode = self._id_prefix, self._answer_ext, self._encode_reply
-        for request, message, result in zip(requests, messages, self._store.append(messages), strict=True):
+        results = self._store.append(messages)
+        for request, message, result in zip(requests, messages, results, strict=True):
             if request.flag & FLAG_ONEWAY:
                 continue
             if result.status is not _PUT_OK:
@@ -180,12 +182,14 @@ class SendHandlers:
                 replies.append(request.reply(0, header=header, ext=ext))
             else:
                 replies.append(frame)
+        return _end_of(results) if waits else 0
 
-    def _append_batch(self, session: Session, request: Command, header: SendHeader, replies: list[Reply]) -> None:
+    def _append_batch(self, session: Session, request: Command, header: SendHeader, replies: list[Reply]) -> int:
         items = self._batch(session, request, header)
         results = self._store.append_batch(items)
         if not request.is_oneway:
             replies.append(self._reply(request, items[0].queue_id, results))
+        return _end_of(results)
 
     def _reply(self, request: Command, queue_id: int, results: list[AppendResult]) -> Command:
         first = results[0]
@@ -219,6 +223,13 @@ class SendHandlers:
     def _checked_topic(self, session: Session, header: SendHeader, topic: TopicConfig | None) -> TopicConfig:
         """The checks that one and the same topic need pass only once."""
         name = header.topic
+        permission = self._config.broker_permission
+        if not permission & PERMISSION_WRITE:
+            raise RequestError(
+                ResponseCode.NO_PERMISSION,
+                f"the broker[{self._config.broker_ip1}] sending message is forbidden: its brokerPermission is "
+                f"{permission_text(permission)}; send to another broker",
+            )
         if topic is None:
             problem = names.topic_problem(name)
             if problem is not None:
@@ -233,13 +244,6 @@ class SendHandlers:
                 )
         if name in names.NOT_SENDABLE_TOPICS:
             raise _not_sendable(name)
-        permission = self._config.broker_permission
-        if not permission & PERMISSION_WRITE:
-            raise RequestError(
-                ResponseCode.NO_PERMISSION,
-                f"the broker[{self._config.broker_ip1}] sending message is forbidden: its brokerPermission is "
-                f"{permission_text(permission)}; send to another broker",
-            )
         if not topic.perm & PERMISSION_WRITE and name not in self._warned_topics:
             self._warned_topics.add(name)
             logger.warning(
@@ -275,20 +279,25 @@ class SendHandlers:
         if name.startswith(names.RETRY_PREFIX):
             name, queue_id = self._dead_letter(name, queue_id, header, reconsume_times)
         wait = True
-        at = text.find(_WAIT_TRUE)
+        level = 0
+        if "DELAY\x01" in text and not sys_flag & TRANSACTION_MASK and not name.startswith(names.DLQ_PREFIX):
+            level = self._delay_level(text)
+        at = -1 if level else text.find(_WAIT_TRUE)  # a delayed message keeps it, as in 4.9
         if at >= 0:  # as clients write it
             after = at + len(_WAIT_TRUE)
             if text[after : after + 1] in ("", "\x02"):
                 text = text[:at] + text[after:]
         if "WAIT\x01" in text:
             wait = prop.flag_property(text, prop.WAIT, True)
-            text = prop.remove_property(text, prop.WAIT)
-        text = f"{text}\x02{self._cluster_property}" if text else self._cluster_property
+            if not level:
+                text = prop.remove_property(text, prop.WAIT)
+        text = self._with_cluster(text)
         code = tags_code(prop.property_of(text, prop.TAGS)) if "TAGS\x01" in text else 0
-        if "DELAY\x01" in text and not sys_flag & TRANSACTION_MASK:
-            delayed = self._delayed(text, name, queue_id)
-            if delayed is not None:
-                name, queue_id, text = delayed
+        if level:
+            text = _with_property(text, prop.DELAY, str(level))
+            text = _with_property(text, prop.REAL_TOPIC, name)
+            text = _with_property(text, prop.REAL_QUEUE_ID, str(queue_id))
+            name, queue_id = names.SCHEDULE_TOPIC, level - 1
         if len(text) > PROPERTIES_SIZE_MAX_BYTES // 3 and len(text.encode()) > PROPERTIES_SIZE_MAX_BYTES:
             raise _properties_too_large(len(text.encode()))
         return NewMessage(
@@ -306,11 +315,19 @@ class SendHandlers:
             wait,
         )
 
-    def _delayed(self, text: str, name: str, queue_id: int) -> tuple[str, int, str] | None:
-        """(topic, queue id, properties) of a message with a delay level; None when the level is none."""
+    def _with_cluster(self, text: str) -> str:
+        """`text` with the CLUSTER property, in the place of one that it may have."""
+        if not text:
+            return self._cluster_property
+        if "CLUSTER\x01" in text or text[-1] == "\x02":
+            return _with_property(text, prop.CLUSTER, self._config.broker_cluster_name)
+        return f"{text}\x02{self._cluster_property}"
+
+    def _delay_level(self, text: str) -> int:
+        """The delay level that the properties ask for, at most the highest there is; 0 for none."""
         value = prop.property_of(text, prop.DELAY)
         if value is None:
-            return None
+            return 0
         try:
             level = int(value)
         except ValueError:
@@ -318,12 +335,7 @@ class SendHandlers:
                 ResponseCode.MESSAGE_ILLEGAL,
                 f"the delay level {value!r} is no number from 1 to {self._max_delay_level}",
             ) from None
-        if level <= 0:
-            return None
-        level = min(level, self._max_delay_level)
-        text = prop.append_property(text, prop.REAL_TOPIC, name)
-        text = prop.append_property(text, prop.REAL_QUEUE_ID, str(queue_id))
-        return names.SCHEDULE_TOPIC, level - 1, text
+        return min(max(level, 0), self._max_delay_level)
 
     def _dead_letter(self, name: str, queue_id: int, header: SendHeader, reconsume_times: int) -> tuple[str, int]:
         """Where a message goes that a consumer sends to its retry topic: there, or to the dead letters."""
@@ -337,7 +349,7 @@ class SendHandlers:
         most = group.retry_max_times if header.max_reconsume_times is None else header.max_reconsume_times
         if reconsume_times < most:
             return name, queue_id
-        dead = self._topics.create_internal(names.dead_letter_topic(group_name), DLQ_QUEUES, PERMISSION_WRITE)
+        dead = self._topics.create_internal(names.dead_letter_topic(group_name), DLQ_QUEUES)
         return dead.topic_name, rng().randrange(max(dead.write_queue_nums, 1))
 
     def _batch(self, session: Session, request: Command, header: SendHeader) -> list[NewMessage]:
@@ -356,11 +368,12 @@ class SendHandlers:
             raise RequestError(ResponseCode.MESSAGE_ILLEGAL, "the batch is empty")
         queue_id = self._queue_id(topic, header.queue_id)
         shared = header.properties or ""
-        if prop.property_of(shared, prop.DELAY) is not None:
+        if "DELAY\x01" in shared and self._delay_level(shared):
             raise RequestError(ResponseCode.MESSAGE_ILLEGAL, "batch messages cannot be delayed; send singly")
-        shared = f"{shared}\x02{self._cluster_property}" if shared else self._cluster_property
-        shared_bytes = shared.encode()
         sys_flag = header.sys_flag & ~HOST_FLAGS
+        if sys_flag & TRANSACTION_MASK:
+            raise RequestError(ResponseCode.MESSAGE_ILLEGAL, "batch messages cannot be transactional; send singly")
+        shared_bytes = self._with_cluster(shared).encode()
         messages = []
         for item in items:
             text = prop.join_properties(item.properties, shared_bytes)
@@ -383,6 +396,19 @@ class SendHandlers:
                 )
             )
         return messages
+
+
+def _end_of(results: Sequence[AppendResult]) -> int:
+    """Where the last stored record ends; 0 when none was stored."""
+    for result in reversed(results):
+        if result.status is _PUT_OK:
+            return result.physical_offset + result.size_bytes
+    return 0
+
+
+def _with_property(text: str, name: str, value: str) -> str:
+    """`text` with this property at its end and no other of its name."""
+    return prop.append_property(prop.remove_property(text, name), name, value)
 
 
 def _not_sendable(name: str) -> RequestError:
