@@ -6,12 +6,20 @@ nothing that a simulation replaces.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import socket
 import sys
 import time
 from pathlib import Path
+
+KEPT_MEMORY_BYTES = 64 * 1024 * 1024
+"""Most free memory at the heap's end that is kept."""
+MAPPED_ALLOCATION_BYTES = 32 * 1024 * 1024
+"""Allocations from this size on are mapped on their own; glibc takes no more."""
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
 
 
 def host_name() -> str:
@@ -64,6 +72,20 @@ def notify_systemd(state: str) -> None:
             notify.sendto(state.encode(), address)
     except OSError:
         return
+
+
+def keep_freed_memory() -> None:
+    """Ask the C library to keep freed memory for the next read rather than hand each chunk's back to the system.
+
+    A server frees and takes the same few hundred KiB with every read; giving them back costs page faults, a tenth of
+    the CPU of a 1 KB send.  Nothing happens where the C library is not glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    mallopt(_M_TRIM_THRESHOLD, KEPT_MEMORY_BYTES)
+    mallopt(_M_MMAP_THRESHOLD, MAPPED_ALLOCATION_BYTES)
 
 
 def exit_now(status: int) -> None:

@@ -20,6 +20,7 @@ from trio_rmq.cli.host import (
     default_name_servers,
     exit_now,
     host_name,
+    keep_freed_memory,
     notify_systemd,
     own_command,
     seconds_since_start,
@@ -52,6 +53,7 @@ def run_server(command: str, words: Sequence[str]) -> int:
     try:
         options = _parser(command).parse_intermixed_args(words)
         set_up_logging(options.log_level, options.log_file)
+        keep_freed_memory()
         serve, announce = {"namesrv": _namesrv, "broker": _broker, "standalone": _standalone}[command](options)
         trio.run(_run_until_signal, serve, announce)
     except KeyboardInterrupt:
