@@ -36,8 +36,8 @@ LANGUAGES = (
 
 _LANGUAGE_NUMBERS = {name: number for number, name in enumerate(LANGUAGES)}
 _HEAD = struct.Struct(">hBhiii")
-_HEAD_SIZE = _HEAD.size
-_FIELDS_AT = _HEAD_SIZE + 4
+_HEAD_WITHOUT_REMARK = struct.Struct(">hBhiiii")
+_REMARK_AT = _HEAD.size
 _INT = struct.Struct(">i")
 _ROCKETMQ = SerializeType.ROCKETMQ
 _LANGUAGE_OTHER = LANGUAGES.index("OTHER")
@@ -55,15 +55,20 @@ _restored_codes = {_cut(code): code for code in map(int, RequestCode) if code > 
 def decode_binary_header(header: bytes, body: bytes) -> Command:
     """The command with this binary header; ProtocolError when a length leads outside it."""
     size = len(header)
-    if size < _FIELDS_AT:
+    if size < _HEAD_WITHOUT_REMARK.size:
         raise ProtocolError(f"binary header of {size} bytes is shorter than its fixed part", fatal=True)
-    code, language, version, opaque, flag, remark_size = _HEAD.unpack_from(header)
-    fields_at = _FIELDS_AT + remark_size
-    if remark_size < 0 or fields_at > size:
-        raise ProtocolError(f"binary header states a remark of {remark_size} bytes", fatal=True)
+    code, language, version, opaque, flag, remark_size, fields_size = _HEAD_WITHOUT_REMARK.unpack_from(header)
+    fields_at = _REMARK_AT + remark_size + 4
+    if remark_size:
+        if remark_size < 0 or fields_at > size:
+            raise ProtocolError(f"binary header states a remark of {remark_size} bytes", fatal=True)
+        (fields_size,) = _INT.unpack_from(header, fields_at - 4)
+    if fields_size < 0 or fields_at + fields_size > size:
+        raise ProtocolError(f"binary header states {fields_size} bytes of fields", fatal=True)
+    area = header[fields_at : fields_at + fields_size]
     try:
-        remark = header[_HEAD_SIZE : fields_at - 4].decode() if remark_size else None
-        fields = (None if remark_size else _layouts.fields(header)) or _walk(header, fields_at)
+        remark = header[_REMARK_AT : fields_at - 4].decode() if remark_size else None
+        fields = _layouts.fields(area) or _walk(area)
     except UnicodeDecodeError as error:
         raise ProtocolError(f"binary header holds text that is not UTF-8: {error}", fatal=True) from None
     return Command(
@@ -74,31 +79,29 @@ def decode_binary_header(header: bytes, body: bytes) -> Command:
         remark,
         flag,
         opaque,
-        LANGUAGES[language] if 0 <= language < len(LANGUAGES) else "OTHER",
+        LANGUAGES[language] if language < len(LANGUAGES) else "OTHER",
         version,
         _ROCKETMQ,
         fields,
     )
 
 
-def _walk(header: bytes, position: int) -> dict[str, str] | None:
-    """The fields, which start at `position`, four bytes after their size; None when there are none."""
-    (fields_size,) = _INT.unpack_from(header, position - 4)
-    end = position + fields_size
-    if fields_size < 0 or end > len(header):
-        raise ProtocolError(f"binary header states {fields_size} bytes of fields", fatal=True)
+def _walk(area: bytes) -> dict[str, str] | None:
+    """The fields that fill `area`, one by one; None when there are none."""
+    unpack = _INT.unpack_from
+    position = 0
+    end = len(area)
     fields: dict[str, str] = {}
+    learn = _layouts.wants(len(area))
     names: list[str] = []
     places: list[slice] = []
-    unpack = _INT.unpack_from
-    text = header.decode("latin-1")  # a character a byte, cut far faster than bytes are decoded
-    learn = position == _FIELDS_AT and _layouts.wants(len(header))
+    text = area.decode("latin-1")  # a character a byte, cut far faster than bytes are decoded
     try:
         while position < end:
-            name_end = position + 2 + (header[position] << 8 | header[position + 1])
+            name_end = position + 2 + (area[position] << 8 | area[position + 1])
             value_at = name_end + 4
             name = text[position + 2 : name_end]
-            position = value_at + unpack(header, name_end)[0]
+            position = value_at + unpack(area, name_end)[0]
             if not value_at <= position <= end:
                 raise ProtocolError("a field of the binary header ends outside it", fatal=True)
             value = text[value_at:position]
@@ -113,36 +116,54 @@ def _walk(header: bytes, position: int) -> dict[str, str] | None:
     if len(fields) > EXT_FIELDS_MAX:
         raise ProtocolError(f"{len(fields)} header fields; at most {EXT_FIELDS_MAX}", fatal=True)
     if learn:
-        _layouts.learn(header, _HEAD_SIZE, names, places)
+        _layouts.learn(area, names, places)
     return fields or None
 
 
 def encode_binary_header(command: Command) -> bytes:
     """The binary header of a command; None and absent parts have length 0."""
     fields = outgoing_texts(command)
-    parts: list[bytes] = []
-    if fields:
-        pack = _INT.pack
-        for name, value in fields.items():
-            value_bytes = value.encode()
-            parts += (_counted(name), pack(len(value_bytes)), value_bytes)
-    field_bytes = b"".join(parts)
+    area = _area(fields) if fields else b""
     remark = command.remark.encode() if command.remark else b""
+    code = command.code
+    version = command.version
     head = _HEAD.pack(
-        _cut(command.code),
+        code if -32_768 <= code <= 32_767 else _cut(code),
         _LANGUAGE_NUMBERS.get(command.language, _LANGUAGE_OTHER),
-        _cut(command.version),
+        version if -32_768 <= version <= 32_767 else _cut(version),
         command.opaque,
         command.flag,
         len(remark),
     )
-    return b"%b%b%b%b" % (head, remark, _INT.pack(len(field_bytes)), field_bytes)
+    return b"".join((head, remark, _INT.pack(len(area)), area))
 
 
-@lru_cache(1024)
+def _area(fields: dict[str, str]) -> bytes:
+    """All fields, each a counted name and a counted value; made as one text where all is ASCII and short."""
+    try:
+        text = "".join([f"{_counted_text(name)}{_SHORT_SIZES[len(value)]}{value}" for name, value in fields.items()])
+        if text.isascii():
+            return text.encode()
+    except IndexError:
+        pass  # a value of 128 characters or more
+    parts: list[bytes] = []
+    for name, value in fields.items():
+        value_bytes = value.encode()
+        parts += (_counted(name), _INT.pack(len(value_bytes)), value_bytes)
+    return b"".join(parts)
+
+
 def _counted(name: str) -> bytes:
     """A name with its length before it."""
     name_bytes = name.encode()
     if len(name_bytes) > 32_767:
         raise ProtocolError(f"a header field's name has {len(name_bytes)} bytes; at most 32767 fit")
     return len(name_bytes).to_bytes(2, "big") + name_bytes
+
+
+@lru_cache(256)
+def _counted_text(name: str) -> str:
+    return _counted(name).decode("latin-1")
+
+
+_SHORT_SIZES = tuple(f"\0\0\0{chr(size)}" for size in range(128))

@@ -159,7 +159,7 @@ def outgoing_texts(command: Command) -> dict[str, str] | None:
     """The text fields that leave with a command; None when it has none at all, as opposed to an empty header."""
     header = command.header
     if header is not None:
-        fields = header_texts(header)
+        fields = (_text_writers.get(type(header)) or header_texts)(header)
         if command.ext:
             fields.update(command.ext)
         return fields

@@ -7,6 +7,7 @@ Source: RocketMQ RemotingCommand, RemotingSerializable; protocol/layouts.md.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
@@ -35,8 +36,9 @@ _decode = msgspec.json.Decoder(_Envelope).decode
 _decode_lenient = msgspec.json.Decoder(_Envelope, strict=False).decode
 _encode = msgspec.json.Encoder().encode
 _JSON = SerializeType.JSON
-_REPLY_TAIL = b',"flag":%d,"language":"PYTHON","opaque":%%d,"serializeTypeCurrentRPC":"JSON","version":%d}' % (
+_REPLY = b'{"code":%%d,"extFields":%%b,"flag":%d,"language":"PYTHON","opaque":%%d,%b,"version":%d}' % (
     FLAG_RESPONSE,
+    b'"serializeTypeCurrentRPC":"JSON"',
     PROTOCOL_VERSION,
 )
 
@@ -74,26 +76,26 @@ def _decode_odd(header: bytes) -> _Envelope:
 def encode_json_header(command: Command) -> bytes:
     """The JSON header of a command; absent (None) parts are left out, as RocketMQ does."""
     raw = command.raw_ext
-    if command.header is None and command.ext is None and isinstance(raw, (bytes, msgspec.Raw)):
-        head = b'{"code":%d,"extFields":%b' % (command.code, bytes(raw))
+    fields: bytes | msgspec.Raw | None
+    if raw is None or command.header is not None or command.ext is not None or isinstance(raw, Mapping):
+        texts = outgoing_texts(command)
+        fields = None if texts is None else _encode(texts)
     else:
-        fields = outgoing_texts(command)
-        if fields is None:
-            head = b'{"code":%d' % command.code
-        else:
-            head = b'{"code":%d,"extFields":%b' % (command.code, _encode(fields))
+        fields = raw
     if (
         command.flag == FLAG_RESPONSE
+        and fields is not None
         and command.remark is None
         and command.language == "PYTHON"
         and command.version == PROTOCOL_VERSION
     ):
-        return head + _REPLY_TAIL % command.opaque
-    return b'%b,"flag":%d,"language":%b,"opaque":%d,%b"serializeTypeCurrentRPC":"JSON","version":%d}' % (
-        head,
+        return _REPLY % (command.code, fields, command.opaque)
+    return b'{"code":%d%b,"flag":%d,"language":%b,"opaque":%d%b,"serializeTypeCurrentRPC":"JSON","version":%d}' % (
+        command.code,
+        b"" if fields is None else b',"extFields":%b' % fields,
         command.flag,
         _encode(command.language),
         command.opaque,
-        b"" if command.remark is None else b'"remark":%b,' % _encode(command.remark),
+        b"" if command.remark is None else b',"remark":%b' % _encode(command.remark),
         command.version,
     )
