@@ -142,6 +142,11 @@ class Producer:
         self._check_open()
         return list((await self._routes.route(topic)).write_queues)
 
+    async def refresh_route(self, topic: str) -> None:
+        """Ask the name servers for the topic's place now; while none answers, what is known stays good."""
+        self._check_open()
+        await self._routes.refresh(topic)
+
     async def _send_once(
         self, message: Message, text: str, unique_id: str, queue: MessageQueue, address: str, seconds: float
     ) -> SendResult:

@@ -20,13 +20,14 @@ import anyio.abc
 from trio_rmq.client import group_calls
 from trio_rmq.client.allocation import Allocation, allocate_averagely
 from trio_rmq.client.instance import name_server_addresses, new_client_id
+from trio_rmq.client.lasting import LastingRemoting
 from trio_rmq.client.message import ConsumeResult, ReceivedMessage
 from trio_rmq.client.process_queue import ProcessQueue
 from trio_rmq.client.route_cache import RouteCache
 from trio_rmq.clock import wall_ms
 from trio_rmq.errors import ClientError, ProtocolError, RemotingError, ResponseError, RocketMQError, RouteNotFoundError
 from trio_rmq.remoting.client import RemotingClient
-from trio_rmq.remoting.connection import Connection
+from trio_rmq.remoting.connection import Connection, ConnectionGroup
 from trio_rmq.wire.codes import RequestCode, ResponseCode
 from trio_rmq.wire.command import Command, SerializeType
 from trio_rmq.wire.groups import MessageQueue
@@ -50,6 +51,7 @@ Listener = Callable[[Sequence[ReceivedMessage]], Awaitable[ConsumeResult | None]
 
 HEARTBEAT_SECONDS = 30.0
 REBALANCE_SECONDS = 20.0
+FIRST_RETRY_SECONDS = 0.1
 COMMIT_SECONDS = 5.0
 ERROR_PAUSE_SECONDS = 3.0
 """Pause of a queue's pull after an error."""
@@ -86,7 +88,8 @@ class PushConsumer:
             await anyio.sleep_forever()
 
     `batch_size` is the most messages per listener call, `concurrency` the most calls at a time, `from_first` says where
-    a new group begins, `grace_seconds` how long closing waits for running listeners.
+    a new group begins, `grace_seconds` how long closing waits for running listeners, `local_retry_seconds` how long a
+    failed message waits that could not be given back to the broker.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class PushConsumer:
         from_first: bool = True,
         allocation: Allocation = allocate_averagely,
         grace_seconds: float = 30.0,
+        local_retry_seconds: float = LOCAL_RETRY_SECONDS,
         serialize_type: SerializeType = SerializeType.JSON,
     ) -> None:
         self.group = group
@@ -109,6 +113,7 @@ class PushConsumer:
         self._from_first = from_first
         self._allocation = allocation
         self._grace_seconds = grace_seconds
+        self._local_retry_seconds = local_retry_seconds
         self._remoting = RemotingClient(serialize_type=serialize_type)
         self._remoting.register(RequestCode.NOTIFY_CONSUMER_IDS_CHANGED, self._on_members_changed)
         self._routes = RouteCache(self._remoting, name_server_addresses(name_servers))
@@ -117,18 +122,24 @@ class PushConsumer:
         self._subscriptions: dict[str, SubscriptionData] = {}
         self._held: dict[MessageQueue, _Held] = {}
         self._rebalance_now = anyio.Event()
+        self._rebalanced = anyio.Event()
+        self._rebalance_failed: float | None = None
+        """How long to wait before the next round after one that could not be finished."""
         self._closing = anyio.Event()
+        self._running = 0
+        self._listener_ended = anyio.Event()
         self._intake: anyio.abc.TaskGroup | None = None
         self._consuming: anyio.abc.TaskGroup | None = None
 
     # -- life ---------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> PushConsumer:
-        await self._remoting.__aenter__()
-        self._consuming = anyio.create_task_group()
-        await self._consuming.__aenter__()
-        self._intake = anyio.create_task_group()
-        await self._intake.__aenter__()
+        self._lasting = LastingRemoting(self._remoting)
+        await self._lasting.__aenter__()
+        self._consuming_group = ConnectionGroup()
+        self._consuming = await self._consuming_group.__aenter__()
+        self._intake_group = ConnectionGroup()
+        self._intake = await self._intake_group.__aenter__()
         self._intake.start_soon(self._run_heartbeat)
         self._intake.start_soon(self._run_rebalance)
         self._intake.start_soon(self._run_commit)
@@ -137,23 +148,26 @@ class PushConsumer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        intake, consuming = self._intake, self._consuming
-        assert intake is not None and consuming is not None  # noqa: S101, PT018 - entered before it is left
         self._closing.set()
         try:
             try:
-                intake.cancel_scope.cancel()
-                await intake.__aexit__(None, None, None)
+                await self._intake_group.__aexit__(kind, error, traceback)
             finally:
-                consuming.cancel_scope.deadline = anyio.current_time() + self._grace_seconds
-                await consuming.__aexit__(kind, error, traceback)
+                await self._end_listeners()
+                await self._consuming_group.__aexit__(kind, error, traceback)
         finally:
             try:
                 with anyio.move_on_after(GOODBYE_SECONDS, shield=True):
                     await self._commit_all()
                     await self._say_goodbye()
             finally:
-                await self._remoting.__aexit__(kind, error, traceback)
+                await self._lasting.__aexit__(kind, error, traceback)
+
+    async def _end_listeners(self) -> None:
+        """Let running listener calls end, for as long as the grace lasts; a cancellation ends them at once."""
+        with anyio.move_on_after(self._grace_seconds):
+            while self._running:
+                await self._listener_ended.wait()
 
     async def subscribe(self, topic: str, listener: Listener, *, expression: str = "*") -> None:
         """Consume `topic`; `expression` is `*` or tags like `a || b`.  Queues are taken soon after.
@@ -174,6 +188,10 @@ class PushConsumer:
         """The queues that this member consumes now."""
         return sorted(self._held, key=lambda queue: queue.sort_key)
 
+    async def wait_rebalanced(self) -> None:
+        """Wait until the next round of rebalancing, over all topics, is over."""
+        await self._rebalanced.wait()
+
     # -- services -----------------------------------------------------------------------------------------------
 
     async def _on_members_changed(self, connection: Connection, command: Command) -> None:
@@ -187,11 +205,16 @@ class PushConsumer:
 
     async def _run_rebalance(self) -> None:
         while True:
-            with anyio.move_on_after(REBALANCE_SECONDS):
+            with anyio.move_on_after(REBALANCE_SECONDS if self._rebalance_failed is None else self._rebalance_failed):
                 await self._rebalance_now.wait()
             self._rebalance_now = anyio.Event()
-            for topic in list(self._subscriptions):
-                await self._rebalance(topic)
+            outcomes = [await self._rebalance(topic) for topic in list(self._subscriptions)]
+            if all(outcomes):
+                self._rebalance_failed = None
+            else:  # a route or a member list is not to be had yet: soon again, then less and less soon
+                self._rebalance_failed = min((self._rebalance_failed or FIRST_RETRY_SECONDS) * 2, REBALANCE_SECONDS)
+            self._rebalanced.set()
+            self._rebalanced = anyio.Event()
 
     async def _run_commit(self) -> None:
         while True:
@@ -224,24 +247,28 @@ class PushConsumer:
 
     # -- rebalance ----------------------------------------------------------------------------------------------
 
-    async def _rebalance(self, topic: str) -> None:
-        """Take the queues of `topic` that are ours by now, and drop those that no longer are."""
+    async def _rebalance(self, topic: str) -> bool:
+        """Take the queues of `topic` that are ours by now, and drop those that no longer are.
+
+        False when that could not be told: no route yet, no broker that answers.
+        """
         try:
             route = await self._routes.route(topic)
             queues = sorted(route.read_queues, key=lambda queue: queue.sort_key)
             address = next(iter(filter(None, map(route.master, route.brokers))), None)
             if address is None:
-                return
+                return False
             members = sorted(await group_calls.member_ids(self._remoting, address, self.group))
         except (RemotingError, ResponseError, RouteNotFoundError, ProtocolError) as error:
             logger.debug("group %s: no rebalance of %s now: %s", self.group, topic, error)
-            return
+            return False
         mine = set(self._allocation(self.client_id, queues, members))
         for queue in [queue for queue in self._held if queue.topic == topic and queue not in mine]:
             await self._drop(queue)
         for queue in queues:
             if queue in mine and queue not in self._held:
                 await self._take(queue)
+        return mine <= self._held.keys()
 
     async def _take(self, queue: MessageQueue) -> None:
         try:
@@ -334,10 +361,16 @@ class PushConsumer:
             async with self._limiter:
                 if held.state.dropped or self._closing.is_set():
                     return
-                messages = await self._unfinished(held, messages, await self._call_listener(messages))
+                self._running += 1
+                try:
+                    messages = await self._unfinished(held, messages, await self._call_listener(messages))
+                finally:
+                    self._running -= 1
+                    self._listener_ended.set()
+                    self._listener_ended = anyio.Event()
             if not messages:
                 return
-            with anyio.move_on_after(LOCAL_RETRY_SECONDS):
+            with anyio.move_on_after(self._local_retry_seconds):
                 await self._closing.wait()
 
     async def _call_listener(self, messages: list[ReceivedMessage]) -> bool:
