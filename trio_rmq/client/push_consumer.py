@@ -208,6 +208,9 @@ class PushConsumer:
             with anyio.move_on_after(REBALANCE_SECONDS if self._rebalance_failed is None else self._rebalance_failed):
                 await self._rebalance_now.wait()
             self._rebalance_now = anyio.Event()
+            if self._rebalance_failed is not None:  # maybe a broker was not known yet, so it knows nothing of us
+                await self._learn_routes()
+                await self._send_heartbeats()
             outcomes = [await self._rebalance(topic) for topic in list(self._subscriptions)]
             if all(outcomes):
                 self._rebalance_failed = None
