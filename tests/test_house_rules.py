@@ -289,6 +289,7 @@ RULES = [
         named(r"(trio|anyio)\.(sleep|sleep_until)"),
         "an event, a condition or a deadline: nothing polls where an event can wake",
         {
+            "trio_rmq/broker/server.py": "once, after the store failed: senders get their refusals before it ends",
             "trio_rmq/broker/members.py": "until the first client can have expired; an event when there is none",
             "trio_rmq/namesrv/liveness.py": "until the first broker can have expired; an event when there is none",
             "trio_rmq/remoting/listener.py": "until the first connection can be idle; and when out of file handles",

@@ -98,9 +98,7 @@ def _parser() -> argparse.ArgumentParser:
             "--per-message", type=int, default=64, help="commands of one WebSocket message (default 64)"
         )
         command.add_argument("--clients", type=int, default=1, help="connections (default 1)")
-        command.add_argument(
-            "--in-flight", type=int, default=64, help="requests unanswered at a time, all connections"
-        )
+        command.add_argument("--in-flight", type=int, default=64, help="requests unanswered at a time, all connections")
         command.add_argument("--messages", type=int, help="move this many messages, not so many seconds")
         command.add_argument("--no-floor", action="store_true", help="leave the floor out")
     return parser
