@@ -291,6 +291,23 @@ def _unescape(text: str) -> str:
     return _ESCAPE.sub(replace, text) if "\\" in text else text
 
 
+def changed_settings(config: Struct, text: str, allowed: Collection[str]) -> dict[str, object]:
+    """What a properties text, sent by a tool, changes of `config`: values by field, for `setattr`.
+
+    Raises ConfigError, and then nothing may be changed: a key outside `allowed` (keys of RocketMQ's spelling) or a
+    value that does not fit.  Nothing is set here.
+    """
+    pairs = parse_properties(text)
+    refused = sorted(set(pairs).difference(allowed))
+    if refused:
+        raise ConfigError(
+            f"{', '.join(refused)}: read at start only, change the file and restart; "
+            f"a running server takes {', '.join(sorted(allowed))}"
+        )
+    fields = {field.encode_name: field for field in msgspec.structs.fields(config)}
+    return {fields[key].name: _convert(key, value, fields[key].type, "the request") for key, value in pairs.items()}
+
+
 def _collect(path: str | Path | None, overrides: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Key -> (text, where it came from), old spellings made new."""
     values: dict[str, tuple[str, str]] = {}

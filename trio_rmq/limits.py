@@ -72,3 +72,12 @@ PULL_SUSPEND_MAX_SECONDS = 60.0
 
 COMMANDS_PER_MESSAGE_MAX = 65_536
 """Most CBOR commands of one WebSocket message: all that one client may have unanswered; a tiny one takes 17 bytes."""
+
+TOPICS_MAX = 65_536
+"""Most topics of one broker: its registration must fit into one frame, and a topic takes up to 256 bytes of it."""
+
+GROUPS_MAX = 50_000
+"""Most consumer groups of one broker: the answer that lists them must fit into one frame, some 300 bytes a group."""
+
+KV_CONFIG_VALUES_MAX = 100_000
+"""Most values in a name server's key-value table, whose largest namespace must fit into one frame."""

@@ -14,7 +14,7 @@ from trio_rmq.broker.server import BrokerReady, serve_broker
 from trio_rmq.config import BrokerConfig, MessageStoreConfig, NamesrvConfig, RemotingConfig
 from trio_rmq.namesrv.server import NameServerReady, serve_name_server
 from trio_rmq.remoting.local_address import LOOPBACK, WILDCARDS
-from trio_rmq.supervision import serving_while
+from trio_rmq.supervision import lone_errors, serving_while
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,16 @@ async def serve_standalone(
         await serve_name_server(namesrv, remoting=remoting, task_status=task_status)
 
     name_server: NameServerReady
-    async with serving_while(serve_names) as name_server:
-        host, _, port = name_server.address.rpartition(":")
-        own_address = f"{LOOPBACK if host.strip('[]') in WILDCARDS else host}:{port}"
-        others = [address for address in broker.name_servers() if address != own_address]
-        broker = msgspec.structs.replace(broker, namesrv_addr=";".join([own_address, *others]))
+    with lone_errors():
+        async with serving_while(serve_names) as name_server:
+            host, _, port = name_server.address.rpartition(":")
+            own_address = f"{LOOPBACK if host.strip('[]') in WILDCARDS else host}:{port}"
+            others = [address for address in broker.name_servers() if address != own_address]
+            broker = msgspec.structs.replace(broker, namesrv_addr=";".join([own_address, *others]))
 
-        async def serve_one(*, task_status: trio.TaskStatus[BrokerReady]) -> None:
-            await serve_broker(broker, store, remoting=remoting, task_status=task_status)
+            async def serve_one(*, task_status: trio.TaskStatus[BrokerReady]) -> None:
+                await serve_broker(broker, store, remoting=remoting, task_status=task_status)
 
-        async with trio.open_nursery() as brokers:
-            ready: BrokerReady = await brokers.start(serve_one)
-            task_status.started(StandaloneReady(own_address, ready.address))
+            async with trio.open_nursery() as brokers:
+                ready: BrokerReady = await brokers.start(serve_one)
+                task_status.started(StandaloneReady(own_address, ready.address))

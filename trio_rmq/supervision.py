@@ -7,8 +7,8 @@ service - and only then is the service cancelled.  A service that fails cancels 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol
 
 import trio
@@ -44,3 +44,17 @@ def without_readiness(service: Callable[[], Awaitable[None]]) -> Service:
         await service()
 
     return run
+
+
+@contextmanager
+def lone_errors() -> Iterator[None]:
+    """Take a single error out of the groups that nested nurseries put around it; groups of several pass as they are."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        if isinstance(error, BaseExceptionGroup):
+            raise
+        raise error from None

@@ -7,10 +7,13 @@ has a valid name.  Saved as config/subscriptionGroup.json.  Source: RocketMQ Sub
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from trio_rmq.broker import names
 from trio_rmq.clock import wall_ms
+from trio_rmq.errors import RequestError
+from trio_rmq.limits import GROUPS_MAX
+from trio_rmq.wire.codes import ResponseCode
 from trio_rmq.wire.groups import (
     SubscriptionGroupConfig,
     SubscriptionGroupWrapper,
@@ -26,9 +29,12 @@ class GroupTable:
     """All consumer groups of one broker; `auto_create` makes an unknown one on first use."""
 
     def __init__(self, *, auto_create: bool) -> None:
-        self._auto_create = auto_create
+        self.auto_create = auto_create
+        """Whether an unknown group is made on first use."""
         self._groups = {name: SubscriptionGroupConfig(group_name=name) for name in names.SYSTEM_GROUPS}
         self.data_version = DataVersion(counter=0, timestamp=wall_ms())
+        self.on_change: Callable[[], None] | None = None
+        """Told after each change."""
         self.unsaved = False
         """Whether the table differs from what was last encoded for its file."""
 
@@ -39,7 +45,7 @@ class GroupTable:
     def find(self, name: str) -> SubscriptionGroupConfig | None:
         """The group, made when it is missing, has a valid name and groups are made on first use; else None."""
         group = self._groups.get(name)
-        if group is None and self._auto_create and names.group_problem(name) is None:
+        if group is None and self.auto_create and names.group_problem(name) is None and len(self._groups) < GROUPS_MAX:
             group = SubscriptionGroupConfig(group_name=name)
             self.update(group)
         return group
@@ -48,7 +54,11 @@ class GroupTable:
         return iter(list(self._groups.values()))
 
     def update(self, group: SubscriptionGroupConfig) -> None:
-        """Make or replace a group."""
+        """Make or replace a group; RequestError SYSTEM_ERROR when there are GROUPS_MAX already."""
+        if group.group_name not in self._groups and len(self._groups) >= GROUPS_MAX:
+            raise RequestError(
+                ResponseCode.SYSTEM_ERROR, f"this broker has {GROUPS_MAX} groups, the most it takes: delete some"
+            )
         logger.info("group %s %s", group.group_name, "changed" if group.group_name in self._groups else "made")
         self._groups[group.group_name] = group
         self._changed()
@@ -68,6 +78,8 @@ class GroupTable:
     def _changed(self) -> None:
         self.data_version = self.data_version.next_version(wall_ms())
         self.unsaved = True
+        if self.on_change is not None:
+            self.on_change()
 
     def encode(self) -> bytes:
         """The content of subscriptionGroup.json; the table counts as saved."""

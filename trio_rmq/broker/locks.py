@@ -38,6 +38,8 @@ class QueueLocks:
                 )
             held[queue] = (client_id, now + LOCK_SECONDS)
             mine.append(queue)
+        if not held:
+            del self._locks[group]
         return mine
 
     def unlock(self, group: str, client_id: str, queues: Iterable[MessageQueue]) -> None:

@@ -135,13 +135,14 @@ class Members:
         self._leave_where(lambda member: member.session is session)
 
     def remove_expired(self, now: float) -> None:
-        """Drop, and close the connections of, clients that were silent for too long; their groups are told."""
-        deadline = now - self._expiry_seconds
-        for member in self._leave_where(lambda member: member.last_heard <= deadline):
+        """Drop clients that were silent for too long, and connections that nobody else uses; their groups are told."""
+        gone = self._leave_where(lambda member: member.last_heard + self._expiry_seconds <= now)
+        alive = {member.session for member in self._all()}
+        for member in gone:
             logger.warning(
                 "client %s (%s) was silent for too long and is dropped", member.client_id, member.session.peer
             )
-            if not member.session.closed:
+            if not member.session.closed and member.session not in alive:
                 member.session.close("its clients were silent for too long")
 
     async def run_expiry(self) -> None:

@@ -31,6 +31,32 @@ class SavedTable(Protocol):
         ...
 
 
+class _Round:
+    """One look at all tables: who began to wait before it began learns from it, later ones from the round after."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.done = trio.Event()
+        self.problem: str | None = None
+        self._after: _Round | None = None
+
+    @property
+    def after(self) -> _Round:
+        """The next round."""
+        if self._after is None:
+            self._after = _Round()
+        return self._after
+
+    def begin(self) -> None:
+        """Tables are encoded from now on."""
+        self.begun = True
+
+    def end(self) -> _Round:
+        """All are written, or the problem is known; the next round."""
+        self.done.set()
+        return self.after
+
+
 class Persistence:
     """The tables of one broker and their files."""
 
@@ -40,6 +66,7 @@ class Persistence:
         self._files = [(ConfigFile(f"{folder}/{name}", disk=disk), table) for name, table in tables.items()]
         self._interval_seconds = interval_seconds
         self._wake = trio.Event()
+        self._round = _Round()
 
     def load(self) -> None:
         """Read every file that exists.  StoreError when one cannot be used and has no usable `.bak`."""
@@ -50,6 +77,15 @@ class Persistence:
         """A table changed that should not wait for the interval."""
         self._wake.set()
 
+    async def saved(self) -> str | None:
+        """Wait until every table is written as it is now; why one could not be, else None.  Cancelled: written soon."""
+        if not any(table.unsaved for _, table in self._files) and not self._round.begun:
+            return None
+        current = self._round.after if self._round.begun else self._round
+        self._wake.set()
+        await current.done.wait()
+        return current.problem
+
     async def run(self) -> None:
         """Save for ever.  Cancelled, it writes what is unsaved before it ends."""
         try:
@@ -57,19 +93,26 @@ class Persistence:
                 with trio.move_on_after(self._interval_seconds):
                     await self._wake.wait()
                 self._wake = trio.Event()
+                current = self._round
+                current.begin()
                 for file, table in self._files:
                     if table.unsaved:
-                        await self._save(file, table)
+                        await self._save(file, table, current)
+                self._round = current.end()
         finally:
             for file, table in self._files:
                 if table.unsaved:
-                    file.save_now(table.encode())
+                    try:
+                        file.save_now(table.encode())
+                    except OSError as error:
+                        logger.error("%s cannot be written: %s; its last changes are lost", file.path, error)
 
-    async def _save(self, file: ConfigFile, table: SavedTable) -> None:
+    async def _save(self, file: ConfigFile, table: SavedTable, current: _Round) -> None:
         try:
             await file.save(table.encode())
         except OSError as error:
             table.unsaved = True
+            current.problem = f"{file.path} cannot be written: {error}"
             logger.error("%s cannot be written: %s; its table is kept in memory", file.path, error)
         except trio.Cancelled:
             table.unsaved = True

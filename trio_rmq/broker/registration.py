@@ -1,9 +1,9 @@
 """Tells every name server what this broker has: at start, every period, and at once when a topic changes.
 
-Each name server is asked on its own, with its own deadline: one that is gone delays nobody.  A change registers only
-the topics that changed; several changes that come together go together.  A failure is said once, and once more when it
-is over.  At the end the broker says goodbye.  Source: RocketMQ BrokerOuterAPI, BrokerController (4.9); bodies are plain
-JSON, which every version reads.
+Each name server has its own task and deadlines: one that is gone delays nobody.  A change registers only the topics
+that changed, several together when they come together; over a new connection, which may lead to a name server that
+began anew, the whole table goes first.  A failure is said once, and once more when it is over.  At the end the broker
+says goodbye.  Source: RocketMQ BrokerOuterAPI, BrokerController (4.9); bodies are plain JSON: every version reads it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from trio_rmq.broker.topics import TopicTable
 from trio_rmq.config import BrokerConfig
 from trio_rmq.errors import ProtocolError, RemotingError, ResponseError
 from trio_rmq.remoting.client import RemotingClient
+from trio_rmq.remoting.connection import Connection
 from trio_rmq.wire.codes import RequestCode, ResponseCode
 from trio_rmq.wire.command import Command
 from trio_rmq.wire.hashing import body_crc
@@ -47,61 +48,94 @@ class Advertised:
 
 
 class Registration:
-    """Keeps the name servers told; `run` is its one task."""
+    """Keeps the name servers told; `run` is its task, with one task for each name server."""
 
     def __init__(self, config: BrokerConfig, topics: TopicTable, remoting: RemotingClient, own: Advertised) -> None:
-        self._config = config
-        self._topics = topics
-        self._remoting = remoting
-        self._own = own
-        self._servers = config.name_servers()
-        self._timeout_seconds = config.register_broker_timeout_mills / 1000
-        self._changed: dict[str, None] = {}
-        self._wake = trio.Event()
-        self._failing: set[str] = set()
+        self._servers = [_NameServer(address, config, topics, remoting, own) for address in config.name_servers()]
 
     def topic_changed(self, name: str) -> None:
         """A topic is not what the name servers know."""
-        self._changed[name] = None
-        self._wake.set()
+        for server in self._servers:
+            server.topic_changed(name)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Register for ever; started when each name server answered or failed once.  Cancelled, it says goodbye."""
         try:
-            await self._register_everywhere(None)
-            task_status.started()
-            while True:
-                with trio.move_on_after(self._config.register_name_server_period / 1000):
-                    await self._wake.wait()
-                changed, self._changed, self._wake = self._changed, {}, trio.Event()
-                await self._register_everywhere(list(changed) or None)
+            async with trio.open_nursery() as nursery:
+                async with trio.open_nursery() as first_round:
+                    for server in self._servers:
+                        first_round.start_soon(server.register, None)
+                task_status.started()
+                for server in self._servers:
+                    nursery.start_soon(server.keep_told)
+                await trio.sleep_forever()
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE_SECONDS):
-                await self._unregister_everywhere()
+                async with trio.open_nursery() as nursery:
+                    for server in self._servers:
+                        nursery.start_soon(server.unregister)
 
-    async def _register_everywhere(self, changed: list[str] | None) -> None:
-        """One round: the whole table, or only the topics that changed."""
-        if changed is not None and not any(self._topics.get(name) for name in changed):
-            return
-        async with trio.open_nursery() as nursery:
-            for server in self._servers:
-                nursery.start_soon(self._register, server, changed)
 
-    async def _register(self, server: str, changed: list[str] | None) -> None:
+class _NameServer:
+    """What one name server was told, and what it is still to be told."""
+
+    def __init__(
+        self, address: str, config: BrokerConfig, topics: TopicTable, remoting: RemotingClient, own: Advertised
+    ) -> None:
+        self._address = address
+        self._config = config
+        self._topics = topics
+        self._remoting = remoting
+        self._own = own
+        self._timeout_seconds = config.register_broker_timeout_mills / 1000
+        self._changed: dict[str, None] = {}
+        self._wake = trio.Event()
+        self._failing = False
+        self._told_whole: Connection | None = None
+        """The connection over which the whole table went: over another one it may be a name server without it."""
+
+    def topic_changed(self, name: str) -> None:
+        """This topic is to be registered soon."""
+        self._changed[name] = None
+        self._wake.set()
+
+    async def keep_told(self) -> None:
+        """Register what changed at once, and the whole table every period, for ever."""
+        period_seconds = self._config.register_name_server_period / 1000
+        next_whole = trio.current_time() + period_seconds
+        while True:
+            with trio.move_on_at(next_whole):
+                await self._wake.wait()
+            changed, self._changed, self._wake = list(self._changed), {}, trio.Event()
+            if trio.current_time() >= next_whole:
+                await self.register(None)
+                next_whole = trio.current_time() + period_seconds
+            elif changed := [name for name in changed if self._topics.get(name) is not None]:
+                await self.register(changed)
+
+    async def register(self, changed: list[str] | None) -> None:
+        """Register the whole table, or only topics that `changed`; a failure is logged, once."""
         try:
-            if changed is None and not self._config.force_register and not await self._is_news(server):
-                return
-            await self._register_at(server, changed)
-        except (RemotingError, ResponseError, ProtocolError) as error:
-            if server not in self._failing:
-                self._failing.add(server)
-                logger.warning("cannot register at name server %s: %s; trying again every period", server, error)
+            with trio.fail_after(self._timeout_seconds):
+                connection = await self._remoting.connection(self._address)
+            if connection is not self._told_whole:
+                changed = None
+            if changed is not None or self._config.force_register or await self._is_news(connection):
+                await self._register_over(connection, changed)
+            self._told_whole = connection
+        except (RemotingError, ResponseError, ProtocolError, trio.TooSlowError) as error:
+            if not self._failing:
+                self._failing = True
+                reason = str(error) or f"no connection within {self._timeout_seconds:g} s"
+                logger.warning(
+                    "cannot register at name server %s: %s; trying again every period", self._address, reason
+                )
             return
-        if server in self._failing:
-            self._failing.discard(server)
-            logger.info("registered at name server %s again", server)
+        if self._failing:
+            self._failing = False
+            logger.info("registered at name server %s again", self._address)
 
-    async def _is_news(self, server: str) -> bool:
+    async def _is_news(self, connection: Connection) -> bool:
         header = QueryDataVersionRequestHeader(
             broker_name=self._config.broker_name,
             broker_addr=self._own.address,
@@ -111,12 +145,12 @@ class Registration:
         request = Command(
             RequestCode.QUERY_DATA_VERSION, header=header, body=encode_data_version(self._topics.data_version)
         )
-        answer = await self._remoting.request(server, request, self._timeout_seconds)
+        answer = await connection.request(request, self._timeout_seconds)
         if answer.code != ResponseCode.SUCCESS:
             return True
         return bool(answer.decode_header(QueryDataVersionResponseHeader).changed)
 
-    async def _register_at(self, server: str, changed: list[str] | None) -> None:
+    async def _register_over(self, connection: Connection, changed: list[str] | None) -> None:
         wrapper = self._topics.wrapper(changed)
         wrapper.topic_config_table = {
             name: self._as_seen_outside(topic) for name, topic in wrapper.topic_config_table.items()
@@ -132,9 +166,9 @@ class Registration:
             body_crc32=body_crc(body),
         )
         request = Command(RequestCode.REGISTER_BROKER, header=header, body=body)
-        answer = await self._remoting.request(server, request, self._timeout_seconds)
+        answer = await connection.request(request, self._timeout_seconds)
         if answer.code != ResponseCode.SUCCESS:
-            raise ResponseError(answer.code, answer.remark, address=server)
+            raise ResponseError(answer.code, answer.remark, address=self._address)
         if answer.body:
             self._topics.apply_order_table(decode_kv_table(answer.body).table)
 
@@ -145,20 +179,18 @@ class Registration:
             return topic
         return msgspec.structs.replace(topic, perm=topic.perm & permission)
 
-    async def _unregister_everywhere(self) -> None:
-        async with trio.open_nursery() as nursery:
-            for server in self._servers:
-                if server not in self._failing:
-                    nursery.start_soon(self._unregister, server)
-
-    async def _unregister(self, server: str) -> None:
+    async def unregister(self) -> None:
+        """Say goodbye, unless the name server was not to be had at last."""
+        if self._failing:
+            return
         header = UnRegisterBrokerRequestHeader(
             broker_name=self._config.broker_name,
             broker_addr=self._own.address,
             cluster_name=self._config.broker_cluster_name,
             broker_id=self._config.broker_id,
         )
+        request = Command(RequestCode.UNREGISTER_BROKER, header=header)
         try:
-            await self._remoting.request(server, Command(RequestCode.UNREGISTER_BROKER, header=header), GOODBYE_SECONDS)
+            await self._remoting.request(self._address, request, GOODBYE_SECONDS)
         except RemotingError as error:
-            logger.info("could not say goodbye to name server %s: %s", server, error)
+            logger.info("could not say goodbye to name server %s: %s", self._address, error)

@@ -41,7 +41,7 @@ from trio_rmq.remoting.settings import RemotingSettings
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.dispatch import DelayLevels
 from trio_rmq.store.message_store import MessageStore, open_message_store
-from trio_rmq.supervision import serving_while, without_readiness
+from trio_rmq.supervision import lone_errors, serving_while, without_readiness
 from trio_rmq.wire.ids import Host, pack_host
 
 logger = logging.getLogger(__name__)
@@ -96,10 +96,10 @@ async def serve_broker(
     """
     remoting = remoting or RemotingConfig()
     place = await _find_place(config, remoting)
-    if not config.broker_ip1:
-        config = msgspec.structs.replace(config, broker_ip1=place.host)
-    async with open_message_store(store_config, disk=disk, store_host=place.store_host) as store:
-        await _Broker(config, store_config, remoting, store, place, disk).serve(task_status)
+    config = msgspec.structs.replace(config, broker_ip1=config.broker_ip1 or place.host)  # ours: requests change it
+    with lone_errors():
+        async with open_message_store(store_config, disk=disk, store_host=place.store_host) as store:
+            await _Broker(config, store_config, remoting, store, place, disk).serve(task_status)
 
 
 async def _find_place(config: BrokerConfig, remoting: RemotingConfig) -> _Place:
@@ -151,6 +151,7 @@ class _Broker:
             disk=disk,
         )
         self._persistence.load()
+        self._topics.restore(store.queues())
         self._handlers = self._make_handlers(delay_levels)
         store.on_arrival = self._held_pulls.arrived
 
@@ -177,11 +178,18 @@ class _Broker:
         HeartbeatHandlers(self._members, topics, groups).register(table)
         LockHandlers(QueueLocks()).register(table)
         QueryHandlers(store).register(table)
-        TopicAdminHandlers(self._config.broker_name, topics, store, offsets).register(table)
-        GroupAdminHandlers(groups, offsets).register(table)
+        saved = self._persistence.saved
+        TopicAdminHandlers(self._config.broker_name, topics, store, offsets, saved).register(table)
+        GroupAdminHandlers(groups, offsets, saved).register(table)
         runtime = RuntimeInfo(store, self._held_pulls)
-        BrokerAdminHandlers(topics, self._properties, runtime.table).register(table)
+        BrokerAdminHandlers(self._config, topics, self._properties, runtime.table, self._settings_changed).register(
+            table
+        )
         return table
+
+    def _settings_changed(self) -> None:
+        self._groups.auto_create = self._config.auto_create_subscription_group
+        self._topics.settings_changed()
 
     def _properties(self) -> dict[str, str]:
         texts: dict[str, str] = {}
@@ -200,6 +208,7 @@ class _Broker:
             services.start_soon(self._end_with_store)
             registration = Registration(self._config, self._topics, client, self._place.advertised)
             self._topics.on_change = lambda name: self._topic_changed(registration, name)
+            self._groups.on_change = self._persistence.save_soon
             services.start_soon(self._members.run_expiry)
             async with trio.open_nursery() as sessions:
                 listening = await self._listen(sessions)

@@ -8,12 +8,15 @@ Source: RocketMQ TopicConfigManager (4.9), and the list of topics in compat with
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+
+import msgspec
 
 from trio_rmq.broker import names
 from trio_rmq.clock import wall_ms
 from trio_rmq.config import BrokerConfig
 from trio_rmq.errors import RequestError
+from trio_rmq.limits import TOPICS_MAX
 from trio_rmq.wire.codes import ResponseCode
 from trio_rmq.wire.sysflag import (
     PERMISSION_DEFAULT,
@@ -34,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 TopicChange = Callable[[str], None]
 """Told the name of a topic that was made, changed or deleted."""
+
+NEW_TOPIC_QUEUES = 4
+"""Queues that clients ask for when a topic is made on their first send (RocketMQ: defaultTopicQueueNums)."""
 
 _FULL = PERMISSION_READ | PERMISSION_WRITE | PERMISSION_INHERIT
 
@@ -105,8 +111,15 @@ class TopicTable:
     # -- changing -----------------------------------------------------------------------------------------------
 
     def update(self, topic: TopicConfig) -> None:
-        """Make or replace a topic; its `order` flag stays what the name server's order table says."""
+        """Make or replace a topic; the next registration sets its `order` flag as the name server's table says.
+
+        RequestError SYSTEM_ERROR when there are TOPICS_MAX already.
+        """
         old = self._topics.get(topic.topic_name)
+        if old is None and len(self._topics) >= TOPICS_MAX:
+            raise RequestError(
+                ResponseCode.SYSTEM_ERROR, f"this broker has {TOPICS_MAX} topics, the most it takes: delete some"
+            )
         logger.info("topic %s %s: %s", topic.topic_name, "made" if old is None else "changed", describe(topic))
         self._topics[topic.topic_name] = topic
         self._changed(topic.topic_name)
@@ -130,9 +143,8 @@ class TopicTable:
                 ResponseCode.TOPIC_NOT_EXIST,
                 f"topic[{name}] not exist, apply first please! (nor does its template {template_name})",
             )
-        if template_name == names.DEFAULT_TOPIC and not self._config.auto_create_topic_enable:
-            template.perm = PERMISSION_DEFAULT
-        if not template.perm & PERMISSION_INHERIT:
+        refused = template_name == names.DEFAULT_TOPIC and not self._config.auto_create_topic_enable
+        if refused or not template.perm & PERMISSION_INHERIT:
             raise RequestError(
                 ResponseCode.TOPIC_NOT_EXIST,
                 f"topic[{name}] not exist, apply first please! (topics are not made from {template_name} here)",
@@ -168,6 +180,34 @@ class TopicTable:
             )
             self.update(topic)
         return topic
+
+    def settings_changed(self) -> None:
+        """Count every topic as changed: a setting that shows in each one's registration, or admits sends, changed."""
+        if self._config.auto_create_topic_enable and names.DEFAULT_TOPIC not in self._topics:
+            self._add_system(names.DEFAULT_TOPIC, self._config.default_topic_queue_nums, _FULL)
+        # New values, so that whoever keeps what it found out about a topic looks again.
+        self._topics = {name: msgspec.structs.replace(topic) for name, topic in self._topics.items()}
+        self._bump()
+        if self.on_change is not None:
+            for name in self._topics:
+                self.on_change(name)
+
+    def restore(self, queues: Iterable[tuple[str, int]]) -> None:
+        """Make a topic for each (topic, queue id) that has messages and no topic: its making was not saved in time.
+
+        A process that is killed at once after the first send to a new topic has acknowledged a message and may not
+        have written topics.json.
+        """
+        missing: dict[str, int] = {}
+        for name, queue_id in queues:
+            if name not in self._topics and names.topic_problem(name) is None:
+                missing[name] = max(missing.get(name, 0), queue_id + 1)
+        for name, found in missing.items():
+            count = found
+            if not name.startswith((names.RETRY_PREFIX, names.DLQ_PREFIX)) and name not in self._system:
+                count = max(found, min(NEW_TOPIC_QUEUES, self._config.default_topic_queue_nums))
+            logger.warning("topic %s has messages but was not in topics.json: made anew with %d queues", name, count)
+            self.create_internal(name, count)
 
     def apply_order_table(self, orders: dict[str, str]) -> None:
         """Take the name server's list of ordered topics: exactly those have the order flag."""

@@ -79,10 +79,12 @@ class RouteTable:
         session: object = None,
     ) -> Registered:
         """Take a broker's registration.  Queue data changes only when the broker is new or its data version is."""
-        cluster_names = self._clusters.setdefault(key.cluster, set())
-        cluster_names.add(key.broker_name)
         broker = self._brokers.get(key.broker_name)
         is_new = broker is None
+        if broker is not None and broker.cluster != key.cluster:
+            self._leave_cluster(broker)
+            broker.cluster = key.cluster
+        self._clusters.setdefault(key.cluster, set()).add(key.broker_name)
         if broker is None:
             broker = BrokerData(broker_name=key.broker_name, cluster=key.cluster)
             self._brokers[key.broker_name] = broker
@@ -167,12 +169,15 @@ class RouteTable:
         if broker.broker_addrs:
             return
         del self._brokers[key.broker_name]
-        names = self._clusters.get(key.cluster, set())
-        names.discard(key.broker_name)
-        if not names:
-            self._clusters.pop(key.cluster, None)
+        self._leave_cluster(broker)
         for topic in list(self._queues):
             self._drop_queues(topic, key.broker_name)
+
+    def _leave_cluster(self, broker: BrokerData) -> None:
+        names = self._clusters.get(broker.cluster, set())
+        names.discard(broker.broker_name)
+        if not names:
+            self._clusters.pop(broker.cluster, None)
 
     # -- topics -------------------------------------------------------------------------------------------------
 

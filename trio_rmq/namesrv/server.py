@@ -13,12 +13,14 @@ from trio_rmq.namesrv.handlers import BrokerHandlers, KVConfigHandlers, RouteHan
 from trio_rmq.namesrv.kv_config import KVConfigTable
 from trio_rmq.namesrv.liveness import LivenessScan
 from trio_rmq.namesrv.routes import RouteTable
+from trio_rmq.remoting.address import format_address
 from trio_rmq.remoting.handlers import HandlerTable
 from trio_rmq.remoting.listener import serve_remoting
 from trio_rmq.remoting.session import Session, SessionCallback
 from trio_rmq.remoting.settings import RemotingSettings
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.json_files import ConfigFile
+from trio_rmq.supervision import lone_errors, serving_while, without_readiness
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +35,17 @@ class NameServerReady:
 class _SavedWhenChanged:
     """Writes the key-value file after each change, one write for changes that come together."""
 
+    # `_unsaved` is true from a change on until a save that began after it has ended.
+
     def __init__(self, kv_config: KVConfigTable, file: ConfigFile) -> None:
         self._kv_config = kv_config
         self._file = file
         self._changed = trio.Event()
+        self._unsaved = False
 
     def changed(self) -> None:
         """The table is not what the file holds."""
+        self._unsaved = True
         self._changed.set()
 
     async def run(self) -> None:
@@ -50,11 +56,15 @@ class _SavedWhenChanged:
                 self._changed = trio.Event()
                 try:
                     await self._file.save(self._kv_config.encode())
+                    self._unsaved = self._changed.is_set()
                 except OSError as error:
                     logger.error("%s cannot be written: %s; the table is kept in memory", self._file.path, error)
         finally:
-            if self._changed.is_set():
-                self._file.save_now(self._kv_config.encode())
+            if self._unsaved:
+                try:
+                    self._file.save_now(self._kv_config.encode())
+                except OSError as error:
+                    logger.error("%s cannot be written: %s; its last changes are lost", self._file.path, error)
 
 
 async def serve_name_server(
@@ -94,15 +104,17 @@ async def serve_name_server(
     settings = RemotingSettings(
         connection_idle_seconds=remoting.server_channel_max_idle_time_seconds, allowed_origins=remoting.origins()
     )
-    async with trio.open_nursery() as services:
-        services.start_soon(saving.run)
-        services.start_soon(scan.run)
-        async with trio.open_nursery() as sessions:
+    with lone_errors():
+        async with (
+            serving_while(without_readiness(saving.run)),
+            trio.open_nursery() as services,
+            trio.open_nursery() as sessions,
+        ):
+            services.start_soon(scan.run)
             addresses: list[str] = await sessions.start(
-                _listen, f"{remoting.bind_address}:{config.listen_port}", table, settings, forget
+                _listen, format_address(remoting.bind_address, config.listen_port), table, settings, forget
             )
             task_status.started(NameServerReady(addresses[0]))
-        services.cancel_scope.cancel()
 
 
 async def _listen(

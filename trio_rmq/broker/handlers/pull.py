@@ -87,7 +87,7 @@ class PullHandlers:
             tags_codes=tags_codes,
         )
         flags = header.sys_flag
-        if flags & PULL_COMMIT_OFFSET:
+        if flags & PULL_COMMIT_OFFSET and header.commit_offset >= 0:
             self._offsets.commit(header.consumer_group, topic, queue_id, header.commit_offset)
         code = _code(result, offset)
         if code == ResponseCode.PULL_NOT_FOUND and flags & PULL_SUSPEND and not self._held_pulls.full:
@@ -113,7 +113,7 @@ class PullHandlers:
             if self._store.max_offset(topic, queue_id) <= offset:
                 await self._held_pulls.wait_arrival(topic, queue_id, tags_codes, seconds)
             try:
-                self._check(session, header)
+                tags_now = self._check(session, header)
             except RequestError as error:
                 return [request.reply(error.response_code, remark=error.remark)]
             result = self._store.get_messages(
@@ -122,7 +122,7 @@ class PullHandlers:
                 offset,
                 max_count=header.max_msg_nums,
                 max_bytes=header.max_msg_bytes,
-                tags_codes=tags_codes,
+                tags_codes=tags_now,
             )
             return [_answer(request, result, _code(result, offset))]
 
@@ -195,9 +195,10 @@ class PullHandlers:
 
 
 def _codes(data: SubscriptionData) -> frozenset[int] | None:
-    if data.class_filter_mode or data.sub_string == SUBSCRIBE_ALL or not data.code_set:
+    """The tag hashes a subscription wants; None for all messages, an empty set when its text names no tag."""
+    if data.class_filter_mode or data.sub_string in (SUBSCRIBE_ALL, ""):
         return None
-    return frozenset(data.code_set)
+    return frozenset(data.code_set or build_subscription(data.topic, data.sub_string).code_set)
 
 
 def _no_sql(expression_type: str) -> RequestError:
