@@ -294,6 +294,7 @@ RULES = [
             "trio_rmq/namesrv/liveness.py": "until the first broker can have expired; an event when there is none",
             "trio_rmq/remoting/listener.py": "until the first connection can be idle; and when out of file handles",
             "trio_rmq/store/flush.py": "asynchronous flush gathers writes for an interval after the first",
+            "trio_rmq/store/index.py": "gathers the keys of an interval's records after the first",
             "trio_rmq/client/push_consumer.py": "between heartbeats, between commits, and after a failed pull",
             "trio_rmq/client/queue_reader.py": "a growing pause before a failed server is asked again",
             "trio_rmq/client/queue_writer.py": "a growing pause before a failed server is asked again",

@@ -133,6 +133,16 @@ class MessageStoreConfig(Struct, kw_only=True, rename=key_of_field):
     file_reserved_time: NotNegative = 72
     """Hours that a full file is kept."""
     disk_max_used_space_ratio: Annotated[int, Meta(ge=10, le=95)] = 75
+    message_index_enable: bool = True
+    """Whether messages are found by key.  An index that was off is made up for in the background when it is on again,
+    so there is nothing for messageIndexSafe to choose."""
+    max_hash_slot_num: PositiveInt32 = 5_000_000
+    max_index_num: Annotated[int, Meta(ge=2, le=100_000_000)] = 20_000_000
+    """Slots and items of one index file: with the defaults 420 MB long, of which it takes what was written."""
+    max_msgs_num_batch: PositiveInt32 = 64
+    """Most messages of one query by key."""
+    default_query_max_num: PositiveInt32 = 32
+    """Most messages of one query by unique key."""
 
     def __post_init__(self) -> None:
         entry = _CONSUME_QUEUE_ENTRY_BYTES

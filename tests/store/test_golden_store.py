@@ -36,7 +36,11 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def config(folder: Path) -> MessageStoreConfig:
     return MessageStoreConfig(
-        store_path_root_dir=str(folder), mapped_file_size_commit_log=32768, mapped_file_size_consume_queue=400
+        store_path_root_dir=str(folder),
+        mapped_file_size_commit_log=32768,
+        mapped_file_size_consume_queue=400,
+        max_hash_slot_num=50,
+        max_index_num=200,
     )
 
 

@@ -12,7 +12,7 @@ only after something was written - an idle store wakes nobody.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from logging import getLogger
 
 import trio
@@ -165,7 +165,10 @@ class LogFlusher:
 
 
 class QueueFlusher:
-    """Writes waiting entries to the queue files in groups, syncs those files and writes the checkpoint."""
+    """Writes waiting entries to the queue files in groups, syncs those files and writes the checkpoint.
+
+    `before_sync` (the index's flush) comes first, so that the checkpoint's times of queues and index stay together.
+    """
 
     def __init__(
         self,
@@ -176,8 +179,10 @@ class QueueFlusher:
         interval_seconds: float,
         thorough_seconds: float,
         visible_time_ms: Callable[[], int],
+        before_sync: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self._disk = disk
+        self._before_sync = before_sync
         self._queues = queues
         self._checkpoint = checkpoint
         self._interval_seconds = interval_seconds
@@ -235,6 +240,8 @@ class QueueFlusher:
         if self._failed:
             return False
         time_ms = self._visible_time_ms()
+        if self._before_sync is not None:
+            await self._before_sync()
         await self.write_out()
         if any(queue.written < queue.visible for queue in self._queues.unwritten):
             return False

@@ -28,9 +28,10 @@ from trio_rmq.store.consume_queue import ConsumeQueues
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.dispatch import DelayLevels
 from trio_rmq.store.flush import LogFlusher, QueueFlusher
+from trio_rmq.store.index import Index
 from trio_rmq.store.json_files import ConfigFile
 from trio_rmq.store.log_files import FileHandles
-from trio_rmq.store.messages import AppendResult, GetResult, NewMessage, StoreStatistics
+from trio_rmq.store.messages import AppendResult, GetResult, NewMessage, QueryResult, StoreStatistics
 from trio_rmq.store.reading import Reader
 from trio_rmq.store.recovery import Progress, Recovered, Recovery
 from trio_rmq.wire.ids import NO_HOST, Host
@@ -84,6 +85,21 @@ class MessageStore:
             synced=self._on_synced,
             failed=self._fail,
         )
+        self._index: Index | None = None
+        if config.message_index_enable:
+            self._index = Index(
+                disk,
+                self._handles,
+                self._log,
+                self._checkpoint,
+                f"{root}/index",
+                slot_count=config.max_hash_slot_num,
+                item_count=config.max_index_num,
+                visible_end=lambda: self.max_physical_offset,
+                synced_end=lambda: self._log_flusher.synced_offset,
+                fence=lambda topic: self._fences.get(topic, 0),
+            )
+        self._query_count_max = config.max_msgs_num_batch
         self._queue_flusher = QueueFlusher(
             disk,
             self._queues,
@@ -91,6 +107,7 @@ class MessageStore:
             interval_seconds=config.flush_interval_consume_queue / 1000,
             thorough_seconds=config.flush_consume_queue_thorough_interval / 1000,
             visible_time_ms=lambda: self._visible_time_ms,
+            before_sync=None if self._index is None else self._index.flush,
         )
         self._reader = Reader(
             self._log,
@@ -173,6 +190,18 @@ class MessageStore:
     def record_at(self, physical_offset: int) -> bytes | None:
         """The whole record that begins at `physical_offset`, checked; None when no visible one does."""
         return self._reader.record_at(physical_offset)
+
+    async def query(self, topic: str, key: str, *, max_count: int, begin_ms: int, end_ms: int) -> QueryResult:
+        """The newest messages of `topic` with this unique key or key, stored from `begin_ms` to `end_ms` (included).
+
+        At most `max_count`, at most maxMsgsNumBatch, and 8 MiB unless one alone is larger.  Every visible message
+        counts; only while an index that was lost is made again are some not found yet.  Without an index nothing is.
+        """
+        if self._index is None:
+            await trio.lowlevel.checkpoint()
+            return QueryResult([])
+        max_count = min(max_count, self._query_count_max)
+        return await self._index.query(topic, key, max_count=max_count, begin_ms=begin_ms, end_ms=end_ms)
 
     def min_offset(self, topic: str, queue_id: int) -> int:
         """The offset of the queue's oldest message still kept; 0 when there is no such queue."""
@@ -306,6 +335,8 @@ class MessageStore:
         self._log_flusher.synced_offset = end if self.recovered.clean else self._log.min_offset
         if not self.recovered.clean:
             await self._sync_recovered()
+        if self._index is not None:
+            await self._index.load(clean=clean)
         _log.info(
             "store %s: %s stop, log ends at %d, %d records read, %d queue entries made again",
             root, "clean" if self.recovered.clean else "unclean", end, self.recovered.records,
@@ -329,7 +360,8 @@ class MessageStore:
             if self.failure is None and self.recovered is not None:
                 self._appender.refusal = "the store is shutting down"
                 await self._log_flusher.sync()
-                if self.failure is None and await self._queue_flusher.sync():
+                indexed = self._index is None or (self.failure is None and await self._index.close())
+                if self.failure is None and await self._queue_flusher.sync() and indexed:
                     self._disk.unlink(f"{self._root}/abort")
                     await self._disk.sync([], directories=[self._root])
         except OSError as error:
@@ -360,6 +392,8 @@ class MessageStore:
         for queue, _ in staged:
             queue.visible += 1
         self._queue_flusher.wrote()
+        if self._index is not None:
+            self._index.wrote()
         on_arrival = self.on_arrival
         if on_arrival is not None:
             for queue, code in staged:
@@ -396,6 +430,8 @@ async def open_message_store(
             async with trio.open_nursery() as services:
                 services.start_soon(store._log_flusher.run)
                 services.start_soon(store._queue_flusher.run)
+                if store._index is not None:
+                    services.start_soon(store._index.run)
                 try:
                     yield store
                 finally:

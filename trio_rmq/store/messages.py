@@ -93,6 +93,14 @@ class GetResult(msgspec.Struct, gc=False):
     count: int = 0
 
 
+class QueryResult(msgspec.Struct, frozen=True):
+    """What the index found: whole records, the newest first, and the store time (ms) and physical offset it reaches."""
+
+    records: list[bytes]
+    last_update_timestamp_ms: int = 0
+    last_update_physical_offset: int = 0
+
+
 class StoreStatistics(msgspec.Struct, frozen=True):
     """A snapshot of the store.  Offsets are physical; what is before `synced_offset` survives a power loss."""
 

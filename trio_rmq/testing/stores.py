@@ -25,6 +25,8 @@ def small_config(root: str, **settings: object) -> MessageStoreConfig:
         "store_path_root_dir": root,
         "mapped_file_size_commit_log": FILE_SIZE,
         "mapped_file_size_consume_queue": 400,
+        "max_hash_slot_num": 50,
+        "max_index_num": 200,
         **settings,
     }
     return MessageStoreConfig(**values)  # type: ignore[arg-type]  # the values are those of the keys above
