@@ -177,7 +177,7 @@ class _Broker:
         OffsetHandlers(store, offsets).register(table)
         HeartbeatHandlers(self._members, topics, groups).register(table)
         LockHandlers(QueueLocks()).register(table)
-        QueryHandlers(store).register(table)
+        QueryHandlers(store, self._store_config.default_query_max_num).register(table)
         saved = self._persistence.saved
         TopicAdminHandlers(self._config.broker_name, topics, store, offsets, saved).register(table)
         GroupAdminHandlers(groups, offsets, saved).register(table)

@@ -51,6 +51,7 @@ _CANDIDATES_A_BREATH = 16
 _ANSWER_BYTES_MAX = 8 * 1024 * 1024
 """Half of the largest frame; the first record is taken whatever its size."""
 
+_BEHIND_WORTH_TELLING_BYTES = 4 * 1024 * 1024
 _NAME_DIGITS = 17
 
 
@@ -118,6 +119,8 @@ class Index:
         self._wake = trio.Event()
         self._lock = trio.Lock()
         self._failed = self._complained = self._loaded = self._was_clean = False
+        self._held_at = -1
+        self._held = 0
         self.position = 0
         """Keys of all records before this physical offset are in the index, in memory or in files."""
 
@@ -156,11 +159,12 @@ class Index:
         self._drop_from(lambda header: header.count > 1 and header.end_physical >= log_end)
         if self._changed_directories:
             await self._sync_names()
-        self.position = self._first_missing(clean=clean)
+        self.position = self._first_missing()
         behind = self._visible_end() - self.position
         if behind > 0:
-            _log.info("%s: the keys of the log's last %d bytes are made again", self._directory, behind)
             self._wake.set()
+        if behind > _BEHIND_WORTH_TELLING_BYTES:
+            _log.info("%s: the keys of the log's last %d bytes are made again", self._directory, behind)
 
     def _drop_from(self, doubtful: Callable[[Header], bool]) -> None:
         """Remove the first file whose header is `doubtful`, and all after it."""
@@ -175,19 +179,23 @@ class Index:
         file.remove()
         self._changed_directories.add(self._directory)
 
-    def _first_missing(self, *, clean: bool) -> int:
-        """Where the first record stands whose keys are not all in the files."""
-        start = self._log.min_offset
-        if not self._files or (not self._files[-1].header.end_physical and self._files[-1].header.count <= 1):
-            return start
-        last = self._files[-1]
-        end = last.header.end_physical
+    def _first_missing(self) -> int:
+        """Where the first record stands whose keys may not all be in the files; `_held` says how many of it are."""
+        start, end, held = self._log.min_offset, -1, 0
+        for file in reversed(self._files):
+            if file.header.count <= 1:  # nothing is in it yet
+                continue
+            if end >= 0 and file.header.end_physical != end:
+                break
+            end = file.header.end_physical
+            items = file.items_of_last()
+            held += items
+            if items < file.header.count - 1:
+                break
         if end < start:
             return start
-        if not clean and not last.room:
-            return end  # the next file was to take the rest of this record's keys; the same key twice does no harm
-        record = self._log.check_at(end, check_body_crc=False)
-        return end + record.size_bytes if record.kind is RecordKind.RECORD else start
+        self._held_at, self._held = end, held
+        return end
 
     async def run(self) -> None:
         """The service: gathers keys soon after their records became visible; runs until cancelled."""
@@ -271,7 +279,10 @@ class Index:
                 return file_size - position % file_size
             if record.properties:
                 topic, offset = record.topic, position + at
-                for key in keys_of(record.properties):
+                keys = keys_of(record.properties)
+                if offset == self._held_at:
+                    del keys[: self._held]
+                for key in keys:
                     pending.hashes.append(key_hash(topic, key))
                     pending.offsets.append(offset)
                     pending.times_ms.append(record.store_timestamp_ms)

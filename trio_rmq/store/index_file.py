@@ -143,6 +143,13 @@ class IndexFile:
         if self._disk.exists(self.path):
             self._disk.unlink(self.path)
 
+    def items_of_last(self) -> int:
+        """How many of the newest items lead to the record at `header.end_physical`."""
+        number = self.header.count - 1
+        while number > 0 and self._item(number)[1] == self.header.end_physical:
+            number -= 1
+        return self.header.count - 1 - number
+
     # Writing -----------------------------------------------------------------------------------------------------
 
     async def write_group(self, hashes: Sequence[int], offsets: Sequence[int], times_ms: Sequence[int]) -> Header:
