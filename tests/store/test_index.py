@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import trio
 from trio.testing import MockClock
 
 from trio_rmq.errors import StoreError
@@ -373,6 +374,31 @@ async def test_a_failed_sync_ends_the_index_but_not_the_store(autojump_clock: Mo
     assert failures == 5
     async with Place(disk.survivor_of_power_loss(Random(1)), "store").open() as store:
         assert len(await bodies(store, "all")) == len(await bodies(store, "more")) == 7
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("patience", [0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5])
+async def test_a_cancelled_write_leaves_nothing_unsynced_behind_the_next(
+    twin: FaultyDisk, autojump_clock: MockClock, patience: float
+) -> None:
+    """Above all no header, once a next file follows: the file would look empty after a power loss."""
+    async with Place(twin, "store").open() as store:
+        stored(store.append([keyed(f"u{number}") for number in range(199)]))
+        await store._log_flusher.sync()
+        index = index_of(store)
+        while index.gather():
+            pass
+        twin.latency = lambda: 1.0
+        with trio.move_on_after(patience):
+            await index.flush()
+        twin.latency = None
+        stored(store.append([keyed(f"v{number}") for number in range(199)]))
+        assert await bring_to_files(store)
+        assert not [path for path, file in twin._names.items() if "/index/" in path and file.pending]
+        lost = twin.survivor_of_power_loss(Random(3))
+    async with Place(lost, "store").open() as store:
+        for number in range(199):
+            assert await bodies(store, f"u{number}") == await bodies(store, f"v{number}") == [b"x"]
 
 
 @pytest.mark.trio

@@ -1,6 +1,6 @@
 """Any order of appends, queries, flushes, stops, kills and power losses: a query finds just what the log has.
 
-The model is the log itself, read through the queues, as a dictionary from topic and key to bodies.
+The model is the log itself as a dictionary from topic and key to bodies.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from trio.testing import MockClock
 
 from trio_rmq.store.message_store import MessageStore
-from trio_rmq.store.messages import GetStatus
 from trio_rmq.testing.faulty_disk import FaultyDisk, SimulatedCrash
 from trio_rmq.testing.stores import Place, new_message, stored
-from trio_rmq.wire.record import decode_record, decode_records
+from trio_rmq.wire.record import RecordKind, decode_record
 
 EVER = 2**63 - 1
 KEYS = ["a", "b", "Aa", "BB", "c"]
@@ -112,14 +111,14 @@ class IndexMachine(RuleBasedStateMachine):
         """Every key of the visible log finds all its messages, the newest first."""
         await store.wait_durable(EVER)  # nothing becomes visible between the model's look and the queries
         model: dict[tuple[str, str], list[tuple[int, bytes]]] = defaultdict(list)
-        for topic, queue_id in store.queues():
-            offset = store.min_offset(topic, queue_id)
-            while (answer := store.get_messages(topic, queue_id, offset, max_count=32)).status is GetStatus.FOUND:
-                for record in decode_records(answer.body):
-                    properties = record.property_map()
-                    for key in {properties["UNIQ_KEY"], *properties.get("KEYS", "").split()}:
-                        model[topic, key].append((record.physical_offset, record.body))
-                offset = answer.next_begin_offset
+        for offset, checked in store._log.scan(store.min_physical_offset):
+            if checked.kind is RecordKind.RECORD and offset < store.max_physical_offset:
+                data = store.record_at(offset)
+                assert data is not None
+                record = decode_record(data)
+                properties = record.property_map()
+                for key in {properties["UNIQ_KEY"], *properties.get("KEYS", "").split()}:
+                    model[record.topic, key].append((offset, record.body))
         for topic, key in [*model, *((topic, key) for topic in "TU" for key in [*KEYS, "none"])]:
             found = await store.query(topic, key, max_count=64, begin_ms=0, end_ms=EVER)
             records = [decode_record(data, check_crc=True) for data in found.records]

@@ -26,7 +26,7 @@ from trio_rmq.errors import StoreError
 from trio_rmq.store.checkpoint import Checkpoint
 from trio_rmq.store.commit_log import CommitLog
 from trio_rmq.store.disk import Disk
-from trio_rmq.store.index_file import Header, IndexFile, IndexLostError
+from trio_rmq.store.index_file import HEADER_SIZE_BYTES, Header, IndexFile, IndexLostError
 from trio_rmq.store.index_keys import key_hash, keys_of, read_keyed
 from trio_rmq.store.log_files import FileHandles
 from trio_rmq.store.messages import QueryResult
@@ -40,12 +40,12 @@ GROUP_KEYS_MAX = 100_000
 _GATHER_SECONDS = 0.1
 """How long after a write its records' keys may be gathered; a query gathers them at once."""
 
-_RECORDS_A_SLICE = 1000
+_RECORDS_A_SLICE = 250
 _BLOCK_BYTES = 128 * 1024
-_QUERY_SLICES_MAX = 64
+_QUERY_SLICES_MAX = 256
 """A query gathers at most this many slices itself; further behind the index is only while it is being made again."""
 
-_CLOSE_SLICES_MAX = 1024
+_CLOSE_SLICES_MAX = 4096
 _PENDING_CHUNK = 4096
 _CANDIDATES_A_BREATH = 16
 _ANSWER_BYTES_MAX = 8 * 1024 * 1024
@@ -144,7 +144,7 @@ class Index:
             if len(name) != _NAME_DIGITS or not name.isascii() or not name.isdigit():
                 raise StoreError(f"{self._directory}/{name} does not belong there: move it away and start again")
             file = IndexFile(self._disk, self._handles, f"{self._directory}/{name}", self._slot_count, self._item_count)
-            if not clean and self._disk.path_size(file.path) == 0:  # its name reached the disk, its length did not
+            if not clean and self._disk.path_size(file.path) <= HEADER_SIZE_BYTES:  # its length never reached the disk
                 self._remove(file)
                 continue
             file.load()
@@ -155,6 +155,9 @@ class Index:
                 mended = await self._files[-1].settle()
                 if mended:
                     _log.info("%s: %d slots of an unfinished write led back", self._files[-1].path, mended)
+        with_room = [number for number, file in enumerate(self._files) if file.room]
+        if with_room:  # nothing comes after a file that has room
+            self._drop(with_room[0] + 1)
         log_end = self._log.position
         self._drop_from(lambda header: header.count > 1 and header.end_physical >= log_end)
         if self._changed_directories:
@@ -168,12 +171,13 @@ class Index:
 
     def _drop_from(self, doubtful: Callable[[Header], bool]) -> None:
         """Remove the first file whose header is `doubtful`, and all after it."""
-        for number, file in enumerate(self._files):
-            if doubtful(file.header):
-                for later in self._files[number:]:
-                    self._remove(later)
-                del self._files[number:]
-                return
+        self._drop(next((n for n, file in enumerate(self._files) if doubtful(file.header)), len(self._files)))
+
+    def _drop(self, number: int) -> None:
+        """Remove the files from the one with this number on, the last one first."""
+        while len(self._files) > number:
+            self._remove(self._files[-1])
+            self._files.pop()
 
     def _remove(self, file: IndexFile) -> None:
         file.remove()
@@ -324,11 +328,12 @@ class Index:
         header = await file.write_group(hashes, offsets, times_ms)
         checkpoint = self._checkpoint
         checkpoint.index_time_ms = max(checkpoint.index_time_ms, header.end_ms)
-        checkpoint.write()
-        await self._sync([], [checkpoint.path])
-        file.commit(header)
-        pending.drop(count)
-        await file.sync()
+        with trio.CancelScope(shield=True):  # a header that was written must be synced before a next file is made
+            checkpoint.write()
+            await self._sync([], [checkpoint.path])
+            file.commit(header)
+            pending.drop(count)
+            await file.sync()
 
     async def _sync_names(self) -> None:
         directories = sorted(self._changed_directories)

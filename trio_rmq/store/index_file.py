@@ -34,8 +34,8 @@ _ITEM = struct.Struct(">iqii")
 _SLOT = struct.Struct(">i")
 _PAGE_SLOTS = 1024
 _INT_MAX = 2**31 - 1
-_KEYS_A_SLICE = 4096
-_PAGES_A_SLICE = 64
+_KEYS_A_SLICE = 1024
+_PAGES_A_SLICE = 16
 _ITEMS_A_BREATH = 64
 """Items of one chain read before other tasks get their turn: even when each is a read of a cold disk."""
 _SETTLE_BLOCK_BYTES = 64 * 1024

@@ -20,7 +20,8 @@ from trio_rmq.wire.sysflag import BORN_HOST_V6, STORE_HOST_V6, TRANSACTION_ROLLB
 
 _UNIQUE_KEY = UNIQUE_KEY.encode()
 _KEYS = KEYS.encode()
-_KEY_MARKS = (_UNIQUE_KEY + b"\x01", _KEYS + b"\x01")
+_UNIQUE_KEY_MARK = b"\x02%b\x01" % _UNIQUE_KEY
+_KEYS_MARK = b"\x02%b\x01" % _KEYS
 _SEPARATOR = KEY_SEPARATOR.encode()
 _HOSTS_V6 = BORN_HOST_V6 | STORE_HOST_V6
 _HEAD = struct.Struct(">ii20xqi16xq20xi")
@@ -44,15 +45,23 @@ class Keyed(msgspec.Struct, gc=False):
 def keys_of(properties: bytes) -> list[bytes]:
     """The unique key and the words of KEYS, in the order in which the index gets them, repetitions included."""
     keys = []
-    if _KEY_MARKS[0] in properties:
-        unique = property_of_bytes(properties, _UNIQUE_KEY)
-        if unique is not None:
-            keys.append(unique)
-    if _KEY_MARKS[1] in properties:
-        words = property_of_bytes(properties, _KEYS)
-        if words is not None:
-            keys += [word for word in words.split(_SEPARATOR) if word]
+    unique = _value(properties, _UNIQUE_KEY, _UNIQUE_KEY_MARK)
+    if unique is not None:
+        keys.append(unique)
+    words = _value(properties, _KEYS, _KEYS_MARK)
+    if words is not None:
+        keys += [word for word in words.split(_SEPARATOR) if word]
     return keys
+
+
+def _value(properties: bytes, name: bytes, mark: bytes) -> bytes | None:
+    """`property_of_bytes`, quick for what is not the first property, or is not there."""
+    at = properties.rfind(mark)
+    if at < 0:
+        return property_of_bytes(properties, name) if properties.startswith(mark[1:]) else None
+    start = at + len(mark)
+    end = properties.find(b"\x02", start)
+    return (properties[start:] if end < 0 else properties[start:end]) or property_of_bytes(properties, name)
 
 
 @lru_cache(maxsize=4096)
