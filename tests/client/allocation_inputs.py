@@ -1,6 +1,7 @@
 """Inputs for the allocation strategies, made from a seed, and each strategy by the name that the recorded vectors use.
 
-A case is a JSON object: strategy, parameter (virtual nodes, or the rooms), client_id, queues as [topic, broker, id], client_ids.
+A case is a JSON object: strategy, parameter (virtual nodes, or the rooms), client_id, queues as [topic, broker, id],
+client_ids.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Case = dict[str, Any]
 
 def cases(strategy: str, count: int, seed: int) -> list[Case]:
     """`count` cases of one strategy; odd ones among them: strangers, members named twice, brokers in no room."""
-    rng = random.Random(f"{strategy} {seed}")  # noqa: S311 - test inputs that repeat
+    rng = random.Random(f"{strategy} {seed}")
     return [_case(rng, strategy) for _ in range(count)]
 
 
