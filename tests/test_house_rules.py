@@ -297,6 +297,8 @@ RULES = [
             "trio_rmq/remoting/listener.py": "until the first connection can be idle; and when out of file handles",
             "trio_rmq/store/flush.py": "asynchronous flush gathers writes for an interval after the first",
             "trio_rmq/store/index.py": "gathers the keys of an interval's records after the first",
+            "trio_rmq/client/membership.py": "between heartbeats",
+            "trio_rmq/client/lite_pull_consumer.py": "between commits",
             "trio_rmq/client/push_consumer.py": "between heartbeats, between commits, and after a failed pull",
             "trio_rmq/client/queue_reader.py": "a growing pause before a failed server is asked again",
             "trio_rmq/client/queue_writer.py": "a growing pause before a failed server is asked again",

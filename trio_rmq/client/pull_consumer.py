@@ -1,0 +1,125 @@
+"""The pull consumer: reads queues at offsets that its user chooses and keeps, one request a call.
+
+No tasks, no membership of a group: nothing is pulled, shared out or committed by itself.  For queues that are shared
+among members, buffered and committed, see LitePullConsumer.  Source: RocketMQ DefaultMQPullConsumer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+from trio_rmq.client import group_calls
+from trio_rmq.client.instance import name_server_addresses
+from trio_rmq.client.pull_calls import PullResult, pull_filtered
+from trio_rmq.client.queue_offsets import QueueOffsets
+from trio_rmq.client.route_cache import RouteCache
+from trio_rmq.errors import ClientError
+from trio_rmq.remoting.client import RemotingClient
+from trio_rmq.wire.command import SerializeType
+from trio_rmq.wire.groups import MessageQueue
+from trio_rmq.wire.heartbeat import EXPRESSION_TAG, build_subscription
+
+PULL_MESSAGES = 32
+
+
+class PullConsumer:
+    """Pulls in the name of `group`; an async context manager.
+
+        async with PullConsumer("my-group", name_servers="127.0.0.1:9876") as consumer:
+            for queue in await consumer.queues("Greetings"):
+                result = await consumer.pull(queue, await consumer.min_offset(queue))
+
+    Its methods raise ClientError outside the block, RouteNotFoundError for a topic nobody knows, RemotingError for a
+    server that does not answer, ResponseError for one that refuses.  Any number of tasks may call them at once.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        *,
+        name_servers: str | Sequence[str] | None = None,
+        serialize_type: SerializeType = SerializeType.JSON,
+    ) -> None:
+        self.group = group
+        self._remoting = RemotingClient(serialize_type=serialize_type)
+        self._offsets = QueueOffsets(self._remoting, RouteCache(self._remoting, name_server_addresses(name_servers)))
+        self._open = False
+
+    async def __aenter__(self) -> PullConsumer:
+        await self._remoting.__aenter__()
+        self._open = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._open = False
+        await self._remoting.__aexit__(kind, error, traceback)
+
+    async def pull(
+        self,
+        queue: MessageQueue,
+        offset: int,
+        *,
+        expression: str = "*",
+        expression_type: str = EXPRESSION_TAG,
+        max_messages: int = PULL_MESSAGES,
+        hold_seconds: float = 0.0,
+    ) -> PullResult:
+        """Up to `max_messages` from `offset` on; go on at the result's `next_offset`, whatever its status.
+
+        `expression` is `*`, tags like `a || b`, or a filter of another `expression_type`; with nothing there, the
+        broker holds the pull for up to `hold_seconds` until something comes.  ProtocolError for an expression that
+        cannot be parsed.
+        """
+        self._check_open()
+        if offset < 0 or max_messages < 1:
+            raise ClientError(
+                f"cannot pull {max_messages} messages from offset {offset}: give 1 or more, and 0 or more"
+            )
+        return await pull_filtered(
+            self._remoting,
+            await self._offsets.address(queue),
+            self.group,
+            queue,
+            offset=offset,
+            subscription=build_subscription(queue.topic, expression, expression_type=expression_type),
+            max_messages=max_messages,
+            hold_seconds=hold_seconds,
+        )
+
+    async def queues(self, topic: str) -> list[MessageQueue]:
+        """The topic's queues that can be read."""
+        self._check_open()
+        return await self._offsets.queues(topic)
+
+    async def min_offset(self, queue: MessageQueue) -> int:
+        """The offset of the queue's first message still kept."""
+        self._check_open()
+        return await self._offsets.min_offset(queue)
+
+    async def max_offset(self, queue: MessageQueue) -> int:
+        """The offset that the queue's next message will have."""
+        self._check_open()
+        return await self._offsets.max_offset(queue)
+
+    async def offset_for_timestamp(self, queue: MessageQueue, timestamp_ms: int) -> int:
+        """The offset of the first message stored at or after the time (milliseconds since 1970), else the next one."""
+        self._check_open()
+        return await self._offsets.offset_for_timestamp(queue, timestamp_ms)
+
+    async def committed(self, queue: MessageQueue) -> int | None:
+        """Where the group goes on in the queue by what the broker knows; None when it never committed."""
+        self._check_open()
+        address = await self._offsets.address(queue)
+        return await group_calls.committed_offset(self._remoting, address, self.group, queue)
+
+    async def commit(self, queue: MessageQueue, offset: int) -> None:
+        """Tell the broker that the group goes on at `offset`; acknowledged on return."""
+        self._check_open()
+        await group_calls.commit(self._remoting, await self._offsets.address(queue), self.group, queue, offset)
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise ClientError("the consumer is not open: use it inside `async with`")
