@@ -85,7 +85,7 @@ class TestLayout:
             assert decode_binary_header(header_of(code=low), b"").code == low
 
     def test_a_name_that_does_not_fit(self) -> None:
-        assert decode_binary_header(encode_binary_header(command({"n" * 32_767: ""})), b"").raw_ext == {
+        assert decode_binary_header(encode_binary_header(command({"n" * 32_767: ""})), b"").ext_fields() == {
             "n" * 32_767: ""
         }
         with pytest.raises(ProtocolError, match="32767"):
@@ -127,7 +127,7 @@ class TestLayout:
     def test_the_last_of_a_repeated_name_counts_walked_or_not(self) -> None:
         header = header_of((b"a", b"1"), (b"a", b"2"), (b"b", b"3"))
         for _ in range(LEARN_AFTER + 3):
-            assert decode_binary_header(header, b"").raw_ext == {"a": "2", "b": "3"}
+            assert decode_binary_header(header, b"").ext_fields() == {"a": "2", "b": "3"}
         assert len(binary_codec._layouts) == 1
 
 
@@ -139,7 +139,7 @@ class TestLearntLayouts:
         for _ in range(LEARN_AFTER):
             decode_binary_header(header, b"")
         assert len(cache) == 1
-        assert decode_binary_header(header, b"").raw_ext == dict(fields)
+        assert decode_binary_header(header, b"").ext_fields() == dict(fields)
         changed = bytearray(header)
         for at in data.draw(st.lists(st.integers(0, len(header) - 1), max_size=4)):
             changed[at] = data.draw(st.integers(0, 255))
@@ -149,7 +149,7 @@ class TestLearntLayouts:
         for number in range(LEARN_AFTER):
             decode_binary_header(header_of((b"a", b"%d" % number), (b"b", b"x")), b"")
         monkeypatch.setattr(binary_codec, "_walk", None)
-        assert decode_binary_header(header_of((b"a", b"9"), (b"b", b"y")), b"").raw_ext == {
+        assert decode_binary_header(header_of((b"a", b"9"), (b"b", b"y")), b"").ext_fields() == {
             "a": "9",
             "b": "y",
         }
@@ -157,15 +157,15 @@ class TestLearntLayouts:
     def test_text_that_is_not_ascii(self) -> None:
         for number in range(LEARN_AFTER + 2):
             header = header_of((b"a", f"é{number}".encode()), (b"b", b"x" * 200))
-            assert decode_binary_header(header, b"").raw_ext == {"a": f"é{number}", "b": "x" * 200}
+            assert decode_binary_header(header, b"").ext_fields() == {"a": f"é{number}", "b": "x" * 200}
         with pytest.raises(ProtocolError, match="UTF-8"):
             decode_binary_header(header_of((b"a", b"\xff\xfe1"), (b"b", b"x" * 200)), b"")
 
     def test_another_layout_of_the_same_size_takes_over(self) -> None:
         one, two = header_of((b"a", b"12"), (b"b", b"3")), header_of((b"a", b"1"), (b"b", b"23"))
         for _ in range(3 * LEARN_AFTER):
-            assert decode_binary_header(one, b"").raw_ext == {"a": "12", "b": "3"}
-            assert decode_binary_header(two, b"").raw_ext == {"a": "1", "b": "23"}
+            assert decode_binary_header(one, b"").ext_fields() == {"a": "12", "b": "3"}
+            assert decode_binary_header(two, b"").ext_fields() == {"a": "1", "b": "23"}
 
     def test_is_bounded(self) -> None:
         cache = binary_codec._layouts
@@ -184,6 +184,6 @@ def outcome(header: bytes, cache: LayoutCache) -> object:
     """The fields a header gives with these layouts, or the kind of error."""
     binary_codec._layouts = cache
     try:
-        return decode_binary_header(header, b"").raw_ext
+        return decode_binary_header(header, b"").ext_fields()
     except ProtocolError as error:
         return type(error)

@@ -16,6 +16,7 @@ import msgspec
 
 from trio_rmq.errors import ProtocolError
 from trio_rmq.limits import EXT_FIELDS_MAX
+from trio_rmq.wire.binary_layouts import BinaryFields
 
 HeaderT = TypeVar("HeaderT", bound=msgspec.Struct)
 Scalar = str | int | float | bool | None
@@ -38,8 +39,9 @@ class Command(msgspec.Struct, eq=False):
     """A request or response; all but `code` are given by keyword.
 
     `header` (typed, outgoing) and `ext` (text fields, outgoing extras) leave together as extFields; an incoming
-    command has `raw_ext` instead: JSON text, or a mapping from the binary and CBOR decoders, decoded only when asked
-    for.  A command that has only `raw_ext` can be sent on as it came.  A Struct because it is made in C, not compared.
+    command has `raw_ext` instead: JSON text, binary fields, or a mapping from the binary and CBOR decoders, decoded
+    only when asked for.  A command that has only `raw_ext` can be sent on as it came.  A Struct because it is made in
+    C, not compared.
     """
 
     code: int
@@ -52,7 +54,7 @@ class Command(msgspec.Struct, eq=False):
     language: str = "PYTHON"
     version: int = PROTOCOL_VERSION
     serialize_type: SerializeType = SerializeType.JSON
-    raw_ext: bytes | msgspec.Raw | Mapping[str, Scalar] | None = None
+    raw_ext: bytes | msgspec.Raw | Mapping[str, Scalar] | BinaryFields | None = None
 
     def __repr__(self) -> str:
         kind = "response" if self.is_response else "oneway" if self.is_oneway else "request"
@@ -78,6 +80,8 @@ class Command(msgspec.Struct, eq=False):
         """
         raw = self.raw_ext
         try:
+            if type(raw) is BinaryFields:
+                return raw.header(header_type)
             if type(raw) is dict:
                 return msgspec.convert(raw, header_type, strict=False)
             if raw is not None:
@@ -105,6 +109,8 @@ class Command(msgspec.Struct, eq=False):
             if self.ext:
                 fields.update(self.ext)
             return fields
+        if isinstance(raw, BinaryFields):
+            return raw.fields()
         if not isinstance(raw, Mapping):
             try:
                 raw = _flat_map_decoder.decode(raw) or {}

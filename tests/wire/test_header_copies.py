@@ -1,0 +1,119 @@
+"""Binary headers that are copies of earlier ones say what a walk over their fields says."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trio_rmq.errors import ProtocolError
+from trio_rmq.wire import binary_codec
+from trio_rmq.wire.binary_codec import decode_binary_header, encode_binary_header
+from trio_rmq.wire.binary_layouts import LEARN_AFTER, PROTOTYPES_MAX, BinaryFields, LayoutCache
+from trio_rmq.wire.command import Command, SerializeType
+from trio_rmq.wire.headers import PullMessageRequestHeader, SendMessageRequestHeaderV2
+
+
+def _fields(**changes: str) -> dict[str, str]:
+    fields = {
+        "a": "group", "b": "Orders", "c": "TBW102", "d": "4", "e": "1", "f": "0", "g": "1795248218445", "h": "0",
+        "i": "KEYS\x01k1", "j": "0", "k": "false", "m": "false",
+    }  # fmt: skip
+    return fields | changes
+
+
+def _header(fields: dict[str, str]) -> bytes:
+    return encode_binary_header(Command(310, ext=fields, serialize_type=SerializeType.ROCKETMQ))
+
+
+@pytest.fixture(autouse=True)
+def learnt(monkeypatch: pytest.MonkeyPatch) -> LayoutCache:
+    """A cache that has met the layout of `_fields`."""
+    cache = LayoutCache()
+    monkeypatch.setattr(binary_codec, "_layouts", cache)
+    for _ in range(LEARN_AFTER):
+        decode_binary_header(_header(_fields()), b"").decode_header(SendMessageRequestHeaderV2)
+    assert len(cache) == 1
+    return cache
+
+
+def _expected(fields: dict[str, str]) -> SendMessageRequestHeaderV2:
+    return msgspec.convert(fields, SendMessageRequestHeaderV2, strict=False)
+
+
+def test_a_copy_has_its_own_time_properties_and_queue() -> None:
+    seen = []
+    for queue_id, time, key in (
+        ("1", "1795248218445", "k1"),
+        ("2", "1795248218446", "k2"),
+        ("1", "1795248218447", "k3"),
+    ):
+        fields = _fields(e=queue_id, g=time, i=f"KEYS\x01{key}")
+        command = decode_binary_header(_header(fields), b"")
+        assert isinstance(command.raw_ext, BinaryFields)
+        assert command.ext_fields() == fields
+        header = command.decode_header(SendMessageRequestHeaderV2)
+        assert header == _expected(fields)
+        seen.append(header)
+    assert [header.queue_id for header in seen] == [1, 2, 1]  # later copies left the earlier ones alone
+
+
+def test_what_a_handler_changes_in_its_header_is_not_in_the_next() -> None:
+    first = decode_binary_header(_header(_fields()), b"").decode_header(SendMessageRequestHeaderV2)
+    first.topic = "Changed"
+    again = decode_binary_header(_header(_fields()), b"")
+    assert again.decode_header(SendMessageRequestHeaderV2).topic == "Orders"
+    assert again.decode_header(SendMessageRequestHeaderV2) is not again.decode_header(SendMessageRequestHeaderV2)
+
+
+@pytest.mark.parametrize("time", ["17952482184x5", "1795248218.45", " 179524821844", "1_95248218445"])
+def test_a_time_that_is_no_number_is_refused_with_its_name(time: str) -> None:
+    decode_binary_header(_header(_fields()), b"").decode_header(SendMessageRequestHeaderV2)
+    command = decode_binary_header(_header(_fields(g=time)), b"")
+    with pytest.raises(ProtocolError, match="born_timestamp"):
+        command.decode_header(SendMessageRequestHeaderV2)
+
+
+def test_another_header_type_of_the_same_bytes_is_told_apart() -> None:
+    command = decode_binary_header(_header(_fields()), b"")
+    command.decode_header(SendMessageRequestHeaderV2)
+    with pytest.raises(ProtocolError, match="PullMessageRequestHeader"):
+        command.decode_header(PullMessageRequestHeader)
+
+
+def test_the_headers_kept_are_bounded(learnt: LayoutCache) -> None:
+    for number in range(10_000, 10_000 + PROTOTYPES_MAX + 10):
+        fields = _fields(a=f"{number}")
+        decode_binary_header(_header(fields), b"").decode_header(SendMessageRequestHeaderV2)
+    assert len(learnt.prototypes) <= PROTOTYPES_MAX
+
+
+_texts = st.text(st.characters(codec="utf-8"), max_size=6)
+_values = st.fixed_dictionaries(
+    {
+        "a": st.sampled_from(["group", "other", "g"]),
+        "b": _texts,
+        "e": st.sampled_from(["0", "1", "7", "", "x", "true"]),
+        "g": st.one_of(st.integers(-(2**64), 2**64).map(str), st.sampled_from(["1795248218445", "1795248218446", ""])),
+        "i": _texts,
+        "k": st.sampled_from(["true", "false", "1"]),
+    }
+)
+
+
+@given(st.lists(_values, min_size=1, max_size=30))
+def test_any_run_of_headers_reads_as_if_each_were_the_first(runs: list[dict[str, str]]) -> None:
+    for changes in [changes for changes in runs for _ in range(LEARN_AFTER + 1)]:
+        header = _header(_fields(**changes))
+        command = decode_binary_header(header, b"")
+        alone = Command(310, serialize_type=SerializeType.ROCKETMQ, raw_ext=_fields(**changes))
+        assert command.ext_fields() == alone.ext_fields()
+        assert _outcome(command) == _outcome(alone)
+
+
+def _outcome(command: Command) -> SendMessageRequestHeaderV2 | str:
+    try:
+        return command.decode_header(SendMessageRequestHeaderV2)
+    except ProtocolError as error:
+        return str(error).split(" (<")[0]
