@@ -148,7 +148,7 @@ async def test_two_members_share_the_queues_and_hand_over(name_server: str, brok
             await second.subscribe(topic)
             with anyio.fail_after(LIMIT_SECONDS):
                 while [len(consumer.assignment()) for consumer in (first, second)] != [2, 2]:
-                    await _either_rebalances(first, second)
+                    await either_rebalances(first, second)
             assert not set(first.assignment()) & set(second.assignment())
             async with Producer(name_servers=name_server) as producer:
                 await producer.send(Message(topic, b"8"), queue=queue)
@@ -163,7 +163,8 @@ async def test_two_members_share_the_queues_and_hand_over(name_server: str, brok
                 await first.wait_rebalanced()
 
 
-async def _either_rebalances(*consumers: LitePullConsumer) -> None:
+async def either_rebalances(*consumers: LitePullConsumer) -> None:
+    """Wait until one of them was through a round."""
     async with anyio.create_task_group() as group:
 
         async def wait(consumer: LitePullConsumer) -> None:
