@@ -1,4 +1,4 @@
-"""What client tests share: one standalone server for all of them, on {trio, asyncio} x {tcp, websocket}."""
+"""What client tests share: a name server and a broker for all of them, on {trio, asyncio} x {tcp, websocket}."""
 
 from __future__ import annotations
 
@@ -6,19 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cli.processes import running
-from tests.interop.peers import free_ports
+from tests.interop.peers import our_broker, our_name_server
 
 
 @pytest.fixture(scope="session")
-def server_ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]:
-    """The ports of a standalone's name server and broker."""
-    namesrv_port, broker_port = free_ports(2)
-    scratch = tmp_path_factory.mktemp("standalone")
-    words = ("standalone", "--store", "store", "--port", str(broker_port), "--namesrv-port", str(namesrv_port))
-    with running(scratch, *words) as server:
-        yield namesrv_port, broker_port
-        server.stop()
+def server_addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """A name server's and its broker's address; their logs go to files, because nobody reads a pipe for so long."""
+    scratch = tmp_path_factory.mktemp("servers")
+    with our_name_server(scratch) as namesrv, our_broker(scratch, namesrv.address) as broker:
+        yield namesrv.address, broker.address
 
 
 @pytest.fixture(params=["trio", "asyncio"])
@@ -32,13 +28,13 @@ def scheme(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def name_server(server_ports: tuple[int, int], scheme: str) -> str:
-    return f"{scheme}127.0.0.1:{server_ports[0]}"
+def name_server(server_addresses: tuple[str, str], scheme: str) -> str:
+    return scheme + server_addresses[0]
 
 
 @pytest.fixture
-def broker(server_ports: tuple[int, int], scheme: str) -> str:
-    return f"{scheme}127.0.0.1:{server_ports[1]}"
+def broker(server_addresses: tuple[str, str], scheme: str) -> str:
+    return scheme + server_addresses[1]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The lite pull consumer against a real standalone server, on {trio, asyncio} x {tcp, websocket}."""
+"""The lite pull consumer against a real name server and broker, on {trio, asyncio} x {tcp, websocket}."""
 
 from __future__ import annotations
 
@@ -147,8 +147,8 @@ async def test_two_members_share_the_queues_and_hand_over(name_server: str, brok
         async with LitePullConsumer(topic, name_servers=name_server) as second:
             await second.subscribe(topic)
             with anyio.fail_after(LIMIT_SECONDS):
-                while [len(consumer.assignment()) for consumer in (first, second)] != [2, 2]:
-                    await either_rebalances(first, second)
+                for consumer in (first, second):
+                    await consumer.wait_assignment(lambda queues: len(queues) == 2)
             assert not set(first.assignment()) & set(second.assignment())
             async with Producer(name_servers=name_server) as producer:
                 await producer.send(Message(topic, b"8"), queue=queue)
@@ -156,23 +156,9 @@ async def test_two_members_share_the_queues_and_hand_over(name_server: str, brok
             assert bodies(await receive(owner, 1)) == [8]
             await second.unsubscribe(topic)
             with anyio.fail_after(LIMIT_SECONDS):
-                while second.assignment():
-                    await second.wait_rebalanced()
+                await second.wait_assignment(lambda queues: not queues)
         with anyio.fail_after(LIMIT_SECONDS):
-            while len(first.assignment()) != 4:
-                await first.wait_rebalanced()
-
-
-async def either_rebalances(*consumers: LitePullConsumer) -> None:
-    """Wait until one of them was through a round."""
-    async with anyio.create_task_group() as group:
-
-        async def wait(consumer: LitePullConsumer) -> None:
-            await consumer.wait_rebalanced()
-            group.cancel_scope.cancel()
-
-        for consumer in consumers:
-            group.start_soon(wait, consumer)
+            await first.wait_assignment(lambda queues: len(queues) == 4)
 
 
 async def test_broadcasting_members_each_get_all_and_keep_files(name_server: str, topic: str, tmp_path: Path) -> None:

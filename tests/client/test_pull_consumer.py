@@ -1,4 +1,4 @@
-"""The explicit pull consumer against a real standalone server, on {trio, asyncio} x {tcp, websocket}."""
+"""The explicit pull consumer against a real name server and broker, on {trio, asyncio} x {tcp, websocket}."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import anyio
 import pytest
 
-from tests.client.test_lite_pull_consumer import either_rebalances
 from tests.interop.peers import apache_broker, apache_name_server
 from trio_rmq.client import LitePullConsumer, Message, Producer, PullConsumer, PullStatus
 from trio_rmq.wire.command import SerializeType
@@ -78,8 +77,8 @@ async def test_two_lite_members(apache: str, anyio_backend: str, encoding: Seria
             ):
                 await first.subscribe(topic)
                 await second.subscribe(topic)
-                while (len(first.assignment()), len(second.assignment())) != (2, 2):
-                    await either_rebalances(first, second)
+                for consumer in (first, second):
+                    await consumer.wait_assignment(lambda queues: len(queues) == 2)
                 async with anyio.create_task_group() as group:
                     group.start_soon(consume, first)
                     group.start_soon(consume, second)

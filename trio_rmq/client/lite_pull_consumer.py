@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import TracebackType
 
 import anyio
@@ -216,9 +216,10 @@ class LitePullConsumer:
         """The queues that this consumer has now."""
         return self._puller.queues()
 
-    async def wait_rebalanced(self) -> None:
-        """Wait until the next round of rebalancing, over all subscribed topics, is over."""
-        await self._rebalanced.wait()
+    async def wait_assignment(self, wanted: Callable[[list[MessageQueue]], bool]) -> None:
+        """Wait until `wanted` holds of the queues that this consumer has; asked after each round of rebalancing."""
+        while not wanted(self.assignment()):
+            await self._rebalanced.wait()
 
     async def queues(self, topic: str) -> list[MessageQueue]:
         """All queues of a topic, for `assign`; errors as of a PullConsumer."""

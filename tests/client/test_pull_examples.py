@@ -1,0 +1,42 @@
+"""The programs of docs/consumers-pull.md do what the page says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.client.test_pull_consumer import fill
+
+pytestmark = pytest.mark.anyio
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "trio"
+
+
+def run(program: str, *words: str) -> list[str]:
+    command = [sys.executable, "-W", "error", str(DOCS / "examples" / program), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=DOCS.parent)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+async def test_the_programs(name_server: str, topic: str) -> None:
+    await fill(name_server, topic, 6, ["red", "green", None])
+    assert run("lite_pull.py", name_server, topic, f"{topic}_a", "2") == ["0", "3"]
+    again = run("lite_pull_assign.py", name_server, topic, f"{topic}_b", "1", "7")
+    assert sorted(again) == sorted(["makes the topic", *map(str, range(6))])
+    counts = run("pull.py", name_server, topic, f"{topic}_c")
+    assert sum(int(line.rpartition(" ")[2]) for line in counts) == 7
+    assert [line.partition(":")[0] for line in counts] == [f"broker-a {number}" for number in range(4)]
+
+
+def test_the_page_names_every_program() -> None:
+    named = set(re.findall(r"\(examples/(\w+\.py)\)", (DOCS / "consumers-pull.md").read_text()))
+    assert named == {path.name for path in (DOCS / "examples").glob("*pull*.py")}
