@@ -27,7 +27,7 @@ from trio_rmq.store.checkpoint import Checkpoint
 from trio_rmq.store.commit_log import CommitLog
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.index_file import HEADER_SIZE_BYTES, Header, IndexFile, IndexLostError
-from trio_rmq.store.index_keys import key_hash, keys_of, read_keyed
+from trio_rmq.store.index_keys import key_hash, keys_of, read_keyed, take_plain
 from trio_rmq.store.log_files import FileHandles
 from trio_rmq.store.messages import QueryResult
 from trio_rmq.wire.record import RecordKind, check_record
@@ -64,6 +64,11 @@ class _Pending:
         self.hashes = array("i")
         self.offsets = array("q")
         self.times_ms = array("q")
+
+    def add(self, key_hash: int, offset: int, time_ms: int) -> None:
+        self.hashes.append(key_hash)
+        self.offsets.append(offset)
+        self.times_ms.append(time_ms)
 
     def drop(self, count: int) -> None:
         del self.hashes[:count]
@@ -265,11 +270,14 @@ class Index:
 
     def _take(self, block: bytes, position: int) -> int:
         """Take the keys of the records of `block`, which stands at `position`; returns how many bytes are done."""
-        pending = self._pending
-        at, size = 0, len(block)
-        for _ in range(_RECORDS_A_SLICE):
-            if at >= size:
+        add = self._pending.add
+        at, left, size = 0, _RECORDS_A_SLICE, len(block)
+        while left and at < size:
+            at, taken = take_plain(block, at, position, left, self._held_at, add)
+            left -= taken
+            if not left or at >= size:
                 break
+            left -= 1
             record = read_keyed(block, at, position + at)
             if record.kind is not RecordKind.RECORD:
                 if record.kind is RecordKind.BAD and at and (at + record.size_bytes > size or size - at < 8):
@@ -281,15 +289,12 @@ class Index:
                     )  # fmt: skip
                 file_size = self._log.files.file_size
                 return file_size - position % file_size
-            if record.properties:
-                topic, offset = record.topic, position + at
-                keys = keys_of(record.properties)
-                if offset == self._held_at:
-                    del keys[: self._held]
-                for key in keys:
-                    pending.hashes.append(key_hash(topic, key))
-                    pending.offsets.append(offset)
-                    pending.times_ms.append(record.store_timestamp_ms)
+            offset = position + at
+            keys = keys_of(record.properties)
+            if offset == self._held_at:
+                del keys[: self._held]
+            for key in keys:
+                add(key_hash(record.topic, key), offset, record.store_timestamp_ms)
             at += record.size_bytes
         return at
 

@@ -8,15 +8,14 @@ Source: RocketMQ IndexService.buildIndex, CommitLog.checkMessageAndReturnSize.
 from __future__ import annotations
 
 import struct
-from functools import lru_cache
-from operator import mul
+from collections.abc import Callable
 
 import msgspec
 
 from trio_rmq.wire.hashing import index_key_hash, java_string_hash
 from trio_rmq.wire.properties import KEY_SEPARATOR, KEYS, UNIQUE_KEY, property_of_bytes
 from trio_rmq.wire.record import MAGIC_BLANK, MAGIC_V1, RECORD_SIZE_MIN_BYTES, RecordKind, check_record
-from trio_rmq.wire.sysflag import BORN_HOST_V6, STORE_HOST_V6, TRANSACTION_ROLLBACK, transaction_type
+from trio_rmq.wire.sysflag import BORN_HOST_V6, STORE_HOST_V6, TRANSACTION_MASK, TRANSACTION_ROLLBACK, transaction_type
 
 _UNIQUE_KEY = UNIQUE_KEY.encode()
 _KEYS = KEYS.encode()
@@ -27,9 +26,16 @@ _HOSTS_V6 = BORN_HOST_V6 | STORE_HOST_V6
 _HEAD = struct.Struct(">ii20xqi16xq20xi")
 """Of a V1 record with IPv4 hosts: size, magic, physical offset, sysFlag, store time, body size."""
 
-_UNITS_MAX = 64
-_POWERS = tuple(pow(31, exponent, 1 << 32) for exponent in range(_UNITS_MAX + 1))
-_WEIGHTS = tuple(tuple(reversed(_POWERS[:units])) for units in range(_UNITS_MAX + 1))
+_TAIL_UNITS = 4
+_TAIL_POWER = 31**_TAIL_UNITS
+_HEADS_MAX = 4096
+_ODD_FLAGS = _HOSTS_V6 | TRANSACTION_MASK
+_head_hashes: dict[bytes, int] = {}
+"""The hash of `topic#key` without its last four characters, moved to its place: successive ids differ only there."""
+
+
+Take = Callable[[int, int, int], None]
+"""(hash, physical offset, store time in ms) of one key."""
 
 
 class Keyed(msgspec.Struct, gc=False):
@@ -55,29 +61,69 @@ def keys_of(properties: bytes) -> list[bytes]:
 
 
 def _value(properties: bytes, name: bytes, mark: bytes) -> bytes | None:
-    """`property_of_bytes`, quick for what is not the first property, or is not there."""
+    """`property_of_bytes`, quicker."""
     at = properties.rfind(mark)
-    if at < 0:
-        return property_of_bytes(properties, name) if properties.startswith(mark[1:]) else None
-    start = at + len(mark)
+    if at >= 0:
+        start = at + len(mark)
+    elif properties.startswith(mark[1:]):
+        start = len(mark) - 1
+    else:
+        return None
     end = properties.find(b"\x02", start)
     return (properties[start:] if end < 0 else properties[start:end]) or property_of_bytes(properties, name)
 
 
-@lru_cache(maxsize=4096)
-def _prefix_hash(topic: bytes) -> int:
-    return java_string_hash(topic.decode("utf-8", "replace") + "#") & 0xFFFFFFFF
-
-
 def key_hash(topic: bytes, key: bytes) -> int:
-    """`index_key_hash` of `topic#key`, both UTF-8; quick for the short ASCII keys that most are."""
-    units = len(key)
-    if units > _UNITS_MAX or not key.isascii():
+    """`index_key_hash` of `topic#key`, both UTF-8; quick for the ASCII keys that most are."""
+    if len(key) < _TAIL_UNITS or not key.isascii():
         return index_key_hash(f"{topic.decode('utf-8', 'replace')}#{key.decode('utf-8', 'replace')}")
-    result: int = (_prefix_hash(topic) * _POWERS[units] + sum(map(mul, key, _WEIGHTS[units]))) & 0xFFFFFFFF
+    head = b"%b#%b" % (topic, key[:-_TAIL_UNITS])
+    head_hash = _head_hashes.get(head)
+    if head_hash is None:
+        if len(_head_hashes) >= _HEADS_MAX:
+            _head_hashes.clear()
+        head_hash = _head_hashes[head] = java_string_hash(head.decode("utf-8", "replace")) * _TAIL_POWER & 0xFFFFFFFF
+    a, b, c, d = key[-_TAIL_UNITS:]
+    result = (head_hash + a * 29791 + b * 961 + c * 31 + d) & 0xFFFFFFFF
     if result < 0x80000000:
         return result
     return 0 if result == 0x80000000 else 0x100000000 - result
+
+
+def take_plain(block: bytes, at: int, position: int, most: int, held_at: int, take: Take) -> tuple[int, int]:
+    """Give the keys of a run of plain records to `take`; returns where the run ended and how many records it had.
+
+    Plain are V1 records with IPv4 hosts outside transactions, whole and at their place, that is, nearly all; the run
+    ends before any other, after `most`, and before the one at physical offset `held_at`.  `block` stands at `position`.
+    """
+    size = len(block)
+    unpack = _HEAD.unpack_from
+    last = size - RECORD_SIZE_MIN_BYTES
+    taken = 0
+    while taken < most and at <= last:
+        record_size, magic, offset, sys_flag, time_ms, body_size = unpack(block, at)
+        end = at + record_size
+        if (
+            magic != MAGIC_V1
+            or sys_flag & _ODD_FLAGS
+            or offset != position + at
+            or offset == held_at
+            or end > size
+            or not 0 <= body_size <= record_size - RECORD_SIZE_MIN_BYTES
+        ):
+            break
+        topic_at = at + 89 + body_size
+        topic_end = topic_at + block[topic_at - 1]
+        properties_at = topic_end + 2
+        if properties_at > end or end - properties_at != block[topic_end] << 8 | block[topic_end + 1]:
+            break
+        if properties_at < end:
+            topic = block[topic_at:topic_end]
+            for key in keys_of(block[properties_at:end]):
+                take(key_hash(topic, key), offset, time_ms)
+        at = end
+        taken += 1
+    return at, taken
 
 
 def read_keyed(block: bytes, at: int, physical_offset: int) -> Keyed:
