@@ -19,7 +19,7 @@ PACKAGE = "trio_rmq"
 
 GROUND = {"errors", "limits", "clock", "randomness", "config", "config_keys"}
 SERVER_HALF, CLIENT_HALF = "remoting", "remoting (client half)"
-CLIENT_HALF_FILES = {"address", "client", "connection", "request_table", "ws_client"}
+CLIENT_HALF_FILES = {"address", "client", "connection", "outgoing", "request_table", "ws_client"}
 """The modules of remoting that a client needs; they run on Trio and on asyncio."""
 
 INSIDE: dict[str, set[str]] = {

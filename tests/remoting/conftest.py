@@ -26,6 +26,7 @@ ASK_BACK = 7
 NOTIFY = 8
 RELEASE = 9
 BATCH_LATER = 10
+LONG = 11
 UNKNOWN = 4_000
 CLIENT_CODE = 39
 
@@ -60,6 +61,7 @@ class Desk:
         table.register(NOTIFY, self.notify)
         table.register(RELEASE, self.release_held)
         table.register_batch(BATCH_LATER, self.batch_later)
+        table.register(LONG, self.long)
         return table
 
     def echo(self, session: Session, command: Command) -> Command:
@@ -109,6 +111,10 @@ class Desk:
 
         self.runs.append(len(run))
         return [run[0].reply(remark="now"), Later(rest)]
+
+    def long(self, session: Session, command: Command) -> Command:
+        """4 MiB come back."""
+        return command.reply(body=bytes(command.body) * (4 * 1024 * 1024))
 
     def drop(self, session: Session, command: Command) -> None:
         """The connection goes, without an answer."""

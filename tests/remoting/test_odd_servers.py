@@ -93,6 +93,25 @@ async def test_a_server_that_sends_no_frames_ends_the_connection(data: bytes) ->
         assert connection.closed
 
 
+BAD_FRAMES = {"length": bytes(4), "header": b"\0\0\0\x09\0\0\0\x05hello"}
+
+
+@pytest.mark.parametrize("data", BAD_FRAMES.values(), ids=BAD_FRAMES.keys())
+async def test_answers_before_bad_bytes_count(data: bytes) -> None:
+    async def script(stream: anyio.abc.ByteStream) -> None:
+        await stream.receive()
+        await stream.send(encode_frame(Command(7, flag=1, opaque=1)) + data)
+        await anyio.sleep(math.inf)
+
+    async with served_by(script) as address, open_connection(address) as connection:
+        answers = await connection.request_many([Command(1), Command(1)], 60.0)
+        await connection.wait_closed()
+    assert isinstance(answers[0], Command)
+    assert answers[0].code == 7
+    assert isinstance(answers[1], ConnectionLostError)
+    assert "no valid command" in connection.close_reason
+
+
 async def test_what_comes_split_and_joined_is_read(anyio_backend_name: str) -> None:
     async def script(stream: anyio.abc.ByteStream) -> None:
         await stream.receive()

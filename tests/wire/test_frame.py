@@ -53,11 +53,24 @@ class TestSplitting:
     def test_bad_length_is_fatal_before_anything_is_kept(self, length: int) -> None:
         for chunks in (
             [struct.pack(">i", length)],
-            [stream([b"good"]) + struct.pack(">i", length)],
+            [stream([b"good"]), struct.pack(">i", length)],
             [bytes([byte]) for byte in struct.pack(">i", length)],
         ):
             with pytest.raises(ProtocolError, match=str(length)) as caught:
                 fed(*chunks)
+            assert caught.value.fatal
+
+    def test_frames_before_a_bad_length_come_first(self) -> None:
+        splitter = FrameSplitter()
+        assert splitter.feed(stream([b"one.", b"two."]) + struct.pack(">i", -5) + stream([b"lost"])) == [
+            b"one.",
+            b"two.",
+        ]
+        assert "-5" in str(splitter.failure)
+        assert splitter.pending_bytes == 0
+        for data in (b"", stream([b"more"])):
+            with pytest.raises(ProtocolError, match="-5") as caught:
+                splitter.feed(data)
             assert caught.value.fatal
 
     def test_lengths_at_the_bounds(self) -> None:

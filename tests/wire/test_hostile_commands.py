@@ -83,6 +83,8 @@ def decode_stream(*chunks: bytes) -> list[Command] | None:
     try:
         for chunk in chunks:
             commands += [decode_frame(frame) for frame in splitter.feed(chunk)]
+        if splitter.failure is not None:
+            raise splitter.failure
     except ProtocolError as error:
         check_error(error, fatal=True)
         return None

@@ -10,6 +10,7 @@ When the connection ends, whatever the reason, every waiting request gets Connec
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -20,6 +21,7 @@ import anyio.abc
 
 from trio_rmq import limits
 from trio_rmq.errors import ConnectionLostError, ProtocolError, RemotingError, RequestError, TooManyRequestsError
+from trio_rmq.remoting.outgoing import next_write
 from trio_rmq.remoting.request_table import RequestTable
 from trio_rmq.wire.command import FLAG_ONEWAY, FLAG_RESPONSE, Command, SerializeType
 from trio_rmq.wire.frame import FrameSplitter, decode_frame, encode_frame
@@ -48,8 +50,8 @@ class Channel(Protocol):
         """The commands of the next chunk, maybe none; TRANSPORT_ERRORS at its end, ProtocolError for bad bytes."""
         ...
 
-    def encode(self, commands: list[Command]) -> bytes:
-        """`commands` as bytes that may be joined with others and sent together."""
+    def encode(self, commands: list[Command]) -> list[bytes]:
+        """`commands` as pieces, one unless the transport bounds it; those that fit JOINED_WRITE_BYTES may be joined."""
         ...
 
     async def send(self, payload: bytes) -> None:
@@ -76,16 +78,29 @@ class TcpChannel:
         self.on_control: Callable[[], None] | None = None
         self._stream = stream
         self._splitter = FrameSplitter()
+        self._failure: ProtocolError | None = None
 
     async def receive(self) -> list[Command]:
         """See Channel."""
-        return [decode_frame(frame) for frame in self._splitter.feed(await self._stream.receive(READ_BYTES))]
+        if self._failure is not None:
+            raise self._failure
+        commands: list[Command] = []
+        try:
+            for frame in self._splitter.feed(await self._stream.receive(READ_BYTES)):
+                commands.append(decode_frame(frame))  # noqa: PERF401 - those before an error count
+        except ProtocolError as error:
+            if not commands:
+                raise
+            self._failure = error  # comes out after them
+        else:
+            self._failure = self._splitter.failure
+        return commands
 
-    def encode(self, commands: list[Command]) -> bytes:
+    def encode(self, commands: list[Command]) -> list[bytes]:
         """See Channel."""
         if len(commands) == 1:
-            return encode_frame(commands[0])
-        return b"".join([encode_frame(command) for command in commands])
+            return [encode_frame(commands[0])]
+        return [b"".join([encode_frame(command) for command in commands])]
 
     async def send(self, payload: bytes) -> None:
         """See Channel."""
@@ -112,7 +127,7 @@ class Connection:
         self._channel = channel
         self._handlers = handlers
         self._requests = RequestTable(address, limits.CLIENT_REQUESTS_MAX)
-        self._outgoing: list[bytes] = []
+        self._outgoing: deque[bytes] = deque()
         self._outgoing_bytes = 0
         self._wake_writer = anyio.Event()
         self._below_pause: anyio.Event | None = None
@@ -231,8 +246,7 @@ class Connection:
                 self._wake_writer = anyio.Event()
                 await self._channel.send_control()
                 while outgoing:
-                    payload = outgoing[0] if len(outgoing) == 1 else b"".join(outgoing)
-                    outgoing.clear()
+                    payload = next_write(outgoing)
                     await self._channel.send(payload)
                     self._outgoing_bytes -= len(payload)
                     if self._below_pause is not None and self._outgoing_bytes <= limits.OUTGOING_BYTES_PAUSE:
@@ -249,15 +263,16 @@ class Connection:
         serialize_type = self._channel.serialize_type
         for command in commands:
             command.serialize_type = serialize_type
-        self._queue_payload(self._channel.encode(commands))
+        self._queue_pieces(self._channel.encode(commands))
 
-    def _queue_payload(self, payload: bytes) -> None:
-        if self._outgoing_bytes + len(payload) > limits.OUTGOING_BYTES_MAX:
+    def _queue_pieces(self, pieces: list[bytes]) -> None:
+        size = sum(map(len, pieces))
+        if self._outgoing_bytes + size > limits.OUTGOING_BYTES_MAX:
             raise TooManyRequestsError(
                 f"{self._outgoing_bytes} bytes already wait to be written to {self.address}", address=self.address
             )
-        self._outgoing.append(payload)
-        self._outgoing_bytes += len(payload)
+        self._outgoing.extend(pieces)
+        self._outgoing_bytes += size
         self._wake_writer.set()
 
     async def _wait_below_pause(self, timeout_seconds: float) -> float:
@@ -298,7 +313,7 @@ class Connection:
 
     def _answer(self, command: Command, reply: Command) -> None:
         try:
-            self._queue_payload(self._channel.encode([reply]))
+            self._queue_pieces(self._channel.encode([reply]))
         except TooManyRequestsError as error:
             logger.warning("request %d from %s was not answered: %s", command.code, self.address, error)
 

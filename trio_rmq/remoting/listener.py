@@ -1,11 +1,12 @@
 """Accepts connections on one port for both transports, and ends the idle ones.
 
 The first bytes tell the transport: `GET ` is a WebSocket upgrade, 0x16 a TLS handshake, anything else a frame length.
-One task accepts per address, one task watches for idle connections, and each connection is one task while it is idle.
+One task accepts per address, one watches for idle connections, one for writes that make no progress, and each
+connection is one task while it is idle.
 
-The watcher holds a heap of (earliest time a connection can have become idle, connection).  It sleeps until the first of
-these; a connection that was active since goes back with its new time.  So a read or write only stores the time, and a
-connection costs the watcher one look per idle period.  The heap does not keep a closed connection's memory.
+A watch holds a heap of (earliest time a connection can be due, connection).  It sleeps until the first of these; a
+connection that was active since goes back with its new time.  So a read or write only stores the time, and a connection
+costs a look per idle period, and one per stall time while it writes.  The heap keeps no closed connection's memory.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from __future__ import annotations
 import errno
 import heapq
 import logging
+import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -90,6 +92,54 @@ def _bound_address(listener: trio.SocketListener) -> str:
     return format_address(host, port)
 
 
+class _Watch:
+    """Ends connections whose time has come.
+
+    Invariant: what others add is never due before what is in the heap, so nothing has to cut the watcher's sleep short.
+    """
+
+    def __init__(
+        self,
+        due: Callable[[Session], float],
+        drop: Callable[[Session], None],
+        let_go: Callable[[Session], None],
+    ) -> None:
+        """`due` tells a session's time; one whose time is infinite leaves the watch by `let_go`."""
+        self._due = due
+        self._drop = drop
+        self._let_go = let_go
+        self._checks: list[tuple[float, int, weakref.ref[Session]]] = []
+        self._number = 0
+        self._first_check = trio.Event()
+
+    def add(self, session: Session) -> None:
+        """Look at this session when it is due."""
+        self._number += 1
+        heapq.heappush(self._checks, (self._due(session), self._number, weakref.ref(session)))
+        self._first_check.set()
+
+    async def run(self) -> None:
+        """Watch for ever."""
+        checks = self._checks
+        while True:
+            if not checks:
+                self._first_check = trio.Event()
+                await self._first_check.wait()
+            await trio.sleep_until(checks[0][0])
+            now = trio.current_time()
+            while checks and checks[0][0] <= now:
+                session = heapq.heappop(checks)[2]()
+                if session is None or session.closed:
+                    continue
+                due = self._due(session)
+                if due <= now:
+                    self._drop(session)
+                elif due == math.inf:
+                    self._let_go(session)
+                else:
+                    self.add(session)
+
+
 class _Server:
     """What the tasks of one `serve_remoting` share."""
 
@@ -105,9 +155,17 @@ class _Server:
         self._on_open = on_open
         self._on_close = on_close
         self._connections = 0
-        self._idle_checks: list[tuple[float, int, weakref.ref[Session]]] = []
-        self._check_number = 0
-        self._first_check = trio.Event()
+        idle_seconds = settings.connection_idle_seconds
+        self._idle = _Watch(
+            lambda session: session.last_activity + idle_seconds,
+            lambda session: session.close(f"idle for {idle_seconds:g} s"),
+            lambda session: None,
+        )
+        self._stalled = _Watch(
+            lambda session: session.stalled_at(),
+            lambda session: session.drop_stalled(),
+            lambda session: session.watch_writes(self._stalled.add),
+        )
 
     async def accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
         """Start a task for each connection, for ever; a system out of sockets is waited out."""
@@ -132,7 +190,8 @@ class _Server:
         try:
             session = await self._open_session(socket)
             if session is not None:
-                self._check_later(session)
+                self._idle.add(session)
+                session.watch_writes(self._stalled.add)
                 await session.run()
         finally:
             self._connections -= 1
@@ -166,30 +225,11 @@ class _Server:
             return None
         return WebSocketSession if first.startswith(b"GET ") else TcpSession
 
-    def _check_later(self, session: Session) -> None:
-        self._check_number += 1
-        check_time = session.last_activity + self._settings.connection_idle_seconds
-        heapq.heappush(self._idle_checks, (check_time, self._check_number, weakref.ref(session)))
-        self._first_check.set()
-
     async def watch(self) -> None:
-        """Close each connection that was silent in both directions for the idle time."""
-        checks = self._idle_checks
-        while True:
-            if not checks:
-                self._first_check = trio.Event()
-                await self._first_check.wait()
-            # New checks are never due before those in the heap, so nothing has to cut this sleep short.
-            await trio.sleep_until(checks[0][0])
-            now = trio.current_time()
-            while checks and checks[0][0] <= now:
-                session = heapq.heappop(checks)[2]()
-                if session is None or session.closed:
-                    continue
-                if session.last_activity + self._settings.connection_idle_seconds <= now:
-                    session.close(f"idle for {self._settings.connection_idle_seconds:g} s")
-                else:
-                    self._check_later(session)
+        """Close the connections that were silent in both directions for the idle time, and those that read nothing."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._idle.run)
+            nursery.start_soon(self._stalled.run)
 
 
 __all__ = ["RemotingSettings", "serve_remoting"]

@@ -9,9 +9,9 @@ queued; what it cannot hand to the system at once, and everything that other tas
 leaves in joined writes by one task that ends when the queue is empty.  An idle connection is one task.
 
 Bounds (see `limits`): with more than `outgoing_bytes_pause` unwritten nothing further is read; with more than
-`outgoing_bytes_max`, or when the peer takes no byte for `write_stall_seconds`, the connection is dropped (a reply whose
-very first byte finds no room waits in the reading task, unscoped; that ends with the idle time); requests over
-`requests_in_flight_max` are answered SYSTEM_BUSY unhandled.
+`outgoing_bytes_max`, or when the peer takes no byte for `write_stall_seconds`, the connection is dropped; requests over
+`requests_in_flight_max` are answered SYSTEM_BUSY unhandled.  A write only notes its time: the listener's watch, armed
+by the first write it does not know of, compares it - a cancel scope for every write would cost as much as the write.
 
 This is the one place that catches `Exception`: a defect in a handler costs its request SYSTEM_ERROR and a traceback in
 the log, never the connection or its neighbours.
@@ -20,6 +20,7 @@ the log, never the connection or its neighbours.
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ from trio_rmq import limits
 from trio_rmq.errors import ConnectionLostError, ProtocolError, RequestError
 from trio_rmq.remoting.address import format_address
 from trio_rmq.remoting.handlers import BatchHandler, HandlerTable, Later, Reply
+from trio_rmq.remoting.outgoing import next_write
 from trio_rmq.remoting.request_table import RequestTable
 from trio_rmq.remoting.settings import RemotingSettings
 from trio_rmq.wire.command import FLAG_ONEWAY, FLAG_RESPONSE, Command
@@ -39,9 +41,6 @@ from trio_rmq.wire.ids import Host, pack_host
 SYSTEM_ERROR = 1
 SYSTEM_BUSY = 2
 REQUEST_CODE_NOT_SUPPORTED = 3
-
-JOINED_WRITE_BYTES = 1024 * 1024
-"""Queued pieces are joined into writes of about this size."""
 
 logger = logging.getLogger("trio_rmq.remoting")
 
@@ -68,8 +67,11 @@ class Session(ABC):
         "_outgoing_bytes",
         "_requests",
         "_resume_reading",
+        "_sending_bytes",
+        "_sending_since",
         "_settings",
         "_socket",
+        "_watch_writes",
         "_writing",
         "closed",
         "last_activity",
@@ -106,6 +108,9 @@ class Session(ABC):
         self._writing = False
         self._resume_reading: trio.Event | None = None
         self._nursery: trio.Nursery | None = None
+        self._sending_since = math.inf
+        self._sending_bytes = 0
+        self._watch_writes: SessionCallback | None = None
 
     def __repr__(self) -> str:
         return f"<{self.transport} session with {self.peer}{' (closed)' if self.closed else ''}>"
@@ -173,6 +178,31 @@ class Session(ABC):
                 except Exception:
                     logger.exception("connection with %s: error while cleaning up after it", self.peer)
 
+    def watch_writes(self, watch: SessionCallback) -> None:
+        """Call `watch(self)`, once, at the next write; it is to ask `stalled_at` in due time."""
+        self._watch_writes = watch
+
+    def stalled_at(self) -> float:
+        """When the write that waits now has waited too long; infinity when none waits."""
+        return self._sending_since + self._settings.write_stall_seconds
+
+    def drop_stalled(self) -> None:
+        """Drop the connection: its peer takes nothing."""
+        seconds = self._settings.write_stall_seconds
+        self.close(f"dropped, it read nothing for {seconds:g} s with {self._sending_bytes} bytes due")
+
+    async def send_some(self, data: bytes | bytearray | memoryview) -> int:
+        """Send what the system takes of `data`, at least one byte; returns how many.  Watched: see the module."""
+        self._sending_since = trio.current_time()
+        self._sending_bytes = len(data)
+        if self._watch_writes is not None:
+            watch, self._watch_writes = self._watch_writes, None
+            watch(self)
+        sent = await self._socket.send(data)
+        self._sending_since = math.inf
+        self.last_activity = trio.current_time()
+        return sent
+
     def _log_defect(self, group: BaseExceptionGroup[Exception]) -> None:
         """Log what ended the connection and should not have."""
         logger.error("connection with %s: dropped by an error in the server", self.peer, exc_info=group)
@@ -182,12 +212,12 @@ class Session(ABC):
         """Read and answer until the peer ends the stream or has to be refused."""
 
     @abstractmethod
-    def _encode(self, replies: Sequence[Reply]) -> bytes:
-        """`replies` as the bytes of one write."""
+    def _encode(self, replies: Sequence[Reply]) -> list[bytes]:
+        """`replies`, at least one, as the bytes of one write - of several where the transport bounds them."""
 
     @abstractmethod
     async def _send(self, payload: bytes) -> int:
-        """Send some of `payload`, at least one byte, and return how many; OSError or trio's stream errors when lost."""
+        """Send some of `payload` by `send_some`, and return how much; OSError or trio's stream errors when lost."""
 
     # --- dispatch --------------------------------------------------------------------------------------------------
 
@@ -302,19 +332,19 @@ class Session(ABC):
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
-    def _encode_safely(self, replies: Sequence[Reply]) -> bytes:
+    def _encode_safely(self, replies: Sequence[Reply]) -> list[bytes]:
         """`_encode`, with a reply that cannot be encoded (a defect in its handler) replaced by SYSTEM_ERROR."""
         try:
             return self._encode(replies)
         except Exception:  # noqa: BLE001 - the session boundary
-            pieces = []
+            pieces: list[bytes] = []
             for reply in replies:
                 try:
-                    pieces.append(self._encode([reply]))
+                    pieces += self._encode([reply])
                 except Exception as error:  # noqa: BLE001 - the session boundary
                     if isinstance(reply, Command):
-                        pieces.append(self._encode([self._failure_reply(reply, error)]))
-            return b"".join(pieces)
+                        pieces += self._encode([self._failure_reply(reply, error)])
+            return pieces
 
     def _post(self, commands: list[Command]) -> None:
         """Queue commands from outside the reading task, and see that a task writes them."""
@@ -323,19 +353,22 @@ class Session(ABC):
             self._writing = True
             self._nursery.start_soon(self._write_queue)
 
-    def _enqueue(self, payload: bytes) -> None:
-        self._outgoing.append(payload)
-        self._outgoing_bytes += len(payload)
+    def _enqueue(self, pieces: Sequence[bytes]) -> None:
+        self._outgoing.extend(pieces)
+        self._outgoing_bytes += sum(map(len, pieces))
         if self._outgoing_bytes > self._settings.outgoing_bytes_max:
             self.close(f"dropped, it left {self._outgoing_bytes} bytes unread")
 
     async def _reply(self, replies: list[Reply]) -> None:
         """Write the replies of one chunk from the reading task; pause it while too much is unwritten."""
-        payload = self._encode_safely(replies)
+        pieces = self._encode_safely(replies)
         if self._writing:
-            self._enqueue(payload)
+            self._enqueue(pieces)
         else:
             self._writing = True
+            payload = pieces[0]
+            if len(pieces) > 1:
+                self._enqueue(pieces[1:])
             sent = await self._send(payload)
             if sent < len(payload):
                 rest = payload[sent:]
@@ -346,27 +379,20 @@ class Session(ABC):
                 self._nursery.start_soon(self._write_queue)
             else:
                 self._writing = False
-                self.last_activity = trio.current_time()
         if self._outgoing_bytes > self._settings.outgoing_bytes_pause:
             self._resume_reading = trio.Event()
             await self._resume_reading.wait()
 
     async def _write_queue(self) -> None:
         """Write until the queue is empty.  The caller has set `_writing`; nobody else writes until it is cleared."""
-        stall_seconds = self._settings.write_stall_seconds
         try:
             while self._outgoing:
-                payload = self._next_payload()
+                payload = next_write(self._outgoing)
                 size, position = len(payload), 0
                 while position < size:
-                    with trio.move_on_after(stall_seconds) as scope:
-                        sent = await self._send(payload[position:] if position else payload)
-                        position += sent
-                        self._outgoing_bytes -= sent
-                    if scope.cancelled_caught:
-                        self.close(f"dropped, it read nothing for {stall_seconds:g} s with {size - position} bytes due")
-                        return
-                    self.last_activity = trio.current_time()
+                    sent = await self._send(payload[position:] if position else payload)
+                    position += sent
+                    self._outgoing_bytes -= sent
                     if self._resume_reading is not None and (
                         self._outgoing_bytes <= self._settings.outgoing_bytes_pause // 2
                     ):
@@ -376,18 +402,6 @@ class Session(ABC):
             self.close(f"lost while writing: {error}")
             return
         self._writing = False
-
-    def _next_payload(self) -> bytes:
-        outgoing = self._outgoing
-        first = outgoing.popleft()
-        if not outgoing:
-            return first
-        pieces, size = [first], len(first)
-        while outgoing and size < JOINED_WRITE_BYTES:
-            piece = outgoing.popleft()
-            pieces.append(piece)
-            size += len(piece)
-        return b"".join(pieces)
 
     async def _wait_written(self) -> None:
         """After the last command was read: let the replies that are queued leave."""

@@ -48,7 +48,8 @@ class TcpSession(Session):
 
     async def _serve(self) -> None:
         receive = self._socket.recv
-        split = self._splitter.feed
+        splitter = self._splitter
+        split = splitter.feed
         large_read = self._settings.read_chunk_bytes
         small_read = min(SMALL_READ_BYTES, large_read)
         read_size = small_read
@@ -66,6 +67,8 @@ class TcpSession(Session):
                     replies = self._handle(commands)
                     if replies:
                         await self._reply(replies)
+                    if splitter.failure is not None:
+                        raise splitter.failure
                 elif len(data) >= ACTIVE_READ_BYTES:
                     self.last_activity = trio.current_time()
                 read_size = large_read if len(data) >= small_read else small_read
@@ -90,8 +93,8 @@ class TcpSession(Session):
             if replies:
                 self._enqueue(self._encode_safely(replies))
 
-    def _encode(self, replies: Sequence[Reply]) -> bytes:
-        return b"".join([reply if isinstance(reply, bytes) else encode_frame(reply) for reply in replies])
+    def _encode(self, replies: Sequence[Reply]) -> list[bytes]:
+        return [b"".join([reply if isinstance(reply, bytes) else encode_frame(reply) for reply in replies])]
 
     async def _send(self, payload: bytes) -> int:
-        return await self._socket.send(payload)
+        return await self.send_some(payload)

@@ -1,6 +1,7 @@
 """WebSocket + CBOR, server side: each binary message is a CBOR sequence of commands, and so is each of ours.
 
-The replies of one message leave in one message; commands that queue up while a message is being sent join the next one.
+The replies of one message leave in one message (in several when it would be too long for the peer); commands that queue
+up while a message is being sent join the next one.
 trio-websocket does the handshake, masking, ping and close over `_SessionStream`, which replays the bytes that told the
 transport and keeps the session's clock.  No extension is negotiated: compressing what may hold other people's messages
 costs more than it saves here, and leaks lengths.
@@ -24,7 +25,7 @@ from trio_rmq.errors import ProtocolError
 from trio_rmq.remoting.handlers import HandlerTable, Reply
 from trio_rmq.remoting.session import Session, SessionCallback, logger
 from trio_rmq.remoting.settings import RemotingSettings
-from trio_rmq.wire.cbor_codec import SUB_PROTOCOL, decode_commands, encode_commands
+from trio_rmq.wire.cbor_codec import SUB_PROTOCOL, decode_commands, encode_messages
 from trio_rmq.wire.command import Command
 
 READ_BYTES = 64 * 1024
@@ -60,20 +61,14 @@ class _SessionStream(trio.abc.Stream):
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send all of `data`; the session is dropped when the peer takes no byte for the stall time."""
-        session = self._session
-        view = memoryview(data)
-        stall_seconds = session.settings.write_stall_seconds
+        """Send all of `data`."""
+        send_some = self._session.send_some
         try:
-            position = await self._socket.send(view)
-            while position < len(view):
-                with trio.move_on_after(stall_seconds) as scope:
-                    position += await self._socket.send(view[position:])
-                    session.last_activity = trio.current_time()
-                if scope.cancelled_caught:
-                    left = len(view) - position
-                    session.close(f"dropped, it read nothing for {stall_seconds:g} s with {left} bytes due")
-                    raise trio.BrokenResourceError("the peer stopped reading")
+            position = await send_some(data)
+            if position < len(data):
+                view = memoryview(data)
+                while position < len(view):
+                    position += await send_some(view[position:])
         except OSError as error:
             raise trio.BrokenResourceError(str(error)) from error
 
@@ -107,11 +102,6 @@ class WebSocketSession(Session):
         self._first = first
         self._handshake_scope: trio.CancelScope | None = None
         self._websocket: WebSocketConnection | None = None
-
-    @property
-    def settings(self) -> RemotingSettings:
-        """The bounds this session is held to."""
-        return self._settings
 
     def stream_closed(self) -> None:
         """trio-websocket closed the stream; before the handshake is done that is all it tells."""
@@ -202,8 +192,8 @@ class WebSocketSession(Session):
         with trio.move_on_after(CLOSE_SECONDS):
             await websocket.aclose(code, reason[:100])
 
-    def _encode(self, replies: Sequence[Reply]) -> bytes:
-        return encode_commands([reply for reply in replies if isinstance(reply, Command)])
+    def _encode(self, replies: Sequence[Reply]) -> list[bytes]:
+        return encode_messages([reply for reply in replies if isinstance(reply, Command)])
 
     async def _send(self, payload: bytes) -> int:
         assert self._websocket is not None  # noqa: S101 - nothing is sent before the handshake

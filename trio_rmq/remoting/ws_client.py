@@ -27,7 +27,7 @@ from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from trio_rmq import limits
 from trio_rmq.errors import ConnectError, ProtocolError
-from trio_rmq.wire.cbor_codec import SUB_PROTOCOL, decode_commands, encode_commands
+from trio_rmq.wire.cbor_codec import SUB_PROTOCOL, decode_commands, encode_messages
 from trio_rmq.wire.command import Command, SerializeType
 
 READ_BYTES = 64 * 1024
@@ -103,9 +103,9 @@ class WebSocketChannel:
         if self.on_control is not None:
             self.on_control()
 
-    def encode(self, commands: list[Command]) -> bytes:
+    def encode(self, commands: list[Command]) -> list[bytes]:
         """See Channel."""
-        return encode_commands(commands)
+        return encode_messages(commands)
 
     async def send(self, payload: bytes) -> None:
         """See Channel."""

@@ -235,8 +235,28 @@ def _length(message: bytes, position: int, kind: int, complaint: str) -> tuple[i
 
 
 def encode_commands(commands: Sequence[Command]) -> bytes:
-    """One message with all `commands`, in order."""
+    """One message with all `commands`, in order, however long."""
     return b"".join([cbor2.dumps(_item(command)) for command in commands])
+
+
+def encode_messages(commands: Sequence[Command]) -> list[bytes]:
+    """All `commands`, in order, in as few messages as the bounds of a message allow, which `decode_commands` keeps.
+
+    A command that is too long by itself has a message of its own.
+    """
+    items = [cbor2.dumps(_item(command)) for command in commands]
+    message = b"".join(items)
+    if len(message) <= FRAME_SIZE_MAX_BYTES and len(items) <= COMMANDS_PER_MESSAGE_MAX:
+        return [message]
+    messages: list[bytes] = []
+    first = size = 0
+    for index, item in enumerate(items):
+        if index > first and (size + len(item) > FRAME_SIZE_MAX_BYTES or index - first >= COMMANDS_PER_MESSAGE_MAX):
+            messages.append(b"".join(items[first:index]))
+            first, size = index, 0
+        size += len(item)
+    messages.append(b"".join(items[first:]))
+    return messages
 
 
 def _item(command: Command) -> dict[str, object]:

@@ -25,9 +25,11 @@ _ROCKETMQ = SerializeType.ROCKETMQ
 class FrameSplitter:
     """Cuts a byte stream into frames; holds at most one unfinished frame."""
 
-    __slots__ = ("_have", "_need", "_parts")
+    __slots__ = ("_have", "_need", "_parts", "failure")
 
     def __init__(self) -> None:
+        self.failure: ProtocolError | None = None
+        """What is wrong with the bytes after the frames that came last; the next `feed` raises it."""
         self._parts: list[bytes] = []
         self._have = 0
         self._need = 0
@@ -40,8 +42,11 @@ class FrameSplitter:
     def feed(self, data: bytes) -> list[bytes]:
         """All frames that `data` completes, each without its length word.
 
-        Raises ProtocolError(fatal=True) for a length below 4 or over FRAME_SIZE_MAX_BYTES; frames before it are lost.
+        Raises ProtocolError(fatal=True) for a length below 4 or over FRAME_SIZE_MAX_BYTES.  Whole frames before such a
+        length are returned first; then `failure` has the error, and nothing after it is kept.
         """
+        if self.failure is not None:
+            raise self.failure
         if self._parts:
             self._parts.append(data)
             self._have += len(data)
@@ -57,9 +62,13 @@ class FrameSplitter:
         while size - position >= 4:
             (length,) = unpack(data, position)
             if not FRAME_LENGTH_MIN_BYTES <= length <= FRAME_SIZE_MAX_BYTES:
-                raise ProtocolError(
+                self.failure = ProtocolError(
                     f"frame length {length} is not within {FRAME_LENGTH_MIN_BYTES}..{FRAME_SIZE_MAX_BYTES}", fatal=True
                 )
+                if not frames:
+                    raise self.failure
+                position = size
+                break
             end = position + 4 + length
             if end > size:
                 break
