@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 WAIT_SECONDS = 30
 
 
@@ -57,7 +59,11 @@ def running(scratch: Path, *words: str) -> Iterator[RunningServer]:
             env=environment(NOTIFY_SOCKET=str(path)), cwd=scratch,
         )  # fmt: skip
         try:
-            assert notices.recv(100) == b"READY=1"
+            try:
+                assert notices.recv(100) == b"READY=1"
+            except TimeoutError:
+                process.kill()
+                pytest.fail(f"the server was not ready after {WAIT_SECONDS} s: {process.communicate()}")
             yield RunningServer(process, notices)
         finally:
             if process.poll() is None:

@@ -67,8 +67,12 @@ def _through_a_kill(content: bytes, scheme: str, tmp_path: Path) -> None:
         )  # fmt: skip
         assert sender.stdin is not None
         half = len(content) // 2
-        sender.stdin.write(content[:half])  # returns when the sender has taken nearly all, with some of it in flight
-        sender.stdin.flush()
+        try:
+            sender.stdin.write(content[:half])  # returns when the sender has taken nearly all, some of it in flight
+            sender.stdin.flush()
+        except BrokenPipeError:
+            assert sender.stderr is not None
+            pytest.fail(f"the sender gave up: {sender.stderr.read().decode()}")
         first.process.kill()
         first.process.wait()
     with running(tmp_path, *words) as second:
