@@ -103,3 +103,15 @@ class RouteNotFoundError(ClientError):
 
 class SendError(ClientError):
     """A send failed for good: the message says what each try met, and where."""
+
+
+class FilterError(RocketMQError):
+    """A SQL92 filter that cannot be read, or that met a property value which it cannot compare.
+
+    `column` is where in the expression, counted in characters from 1.  A broker answers the former with
+    SUBSCRIPTION_PARSE_FAILED (23) and treats the latter as no match.
+    """
+
+    def __init__(self, message: str, *, column: int) -> None:
+        super().__init__(f"column {column}: {message}")
+        self.column = column

@@ -81,3 +81,15 @@ GROUPS_MAX = 50_000
 
 KV_CONFIG_VALUES_MAX = 100_000
 """Most values in a name server's key-value table, whose largest namespace must fit into one frame."""
+
+FILTER_LENGTH_MAX = 32_767
+"""Most characters of a SQL92 filter: reading this many stays near ten milliseconds, which the event loop can bear."""
+
+FILTER_DEPTH_MAX = 64
+"""Deepest nesting of a SQL92 filter (parentheses, NOT, signs, chains of = and CONTAINS): evaluation nests as deep."""
+
+FILTERS_CACHED_MAX = 128
+"""Most compiled SQL92 filters kept by their text, for pulls that bring theirs along; RocketMQ keeps 100."""
+
+CONSUMER_FILTERS_MAX = 50_000
+"""Most registered filters of one broker, the dead included: one a group and topic; all go to consumerFilter.json."""
