@@ -423,3 +423,27 @@ async def test_a_damaged_log_costs_only_the_keys_of_the_rest_of_its_file(
         found = [bool(await bodies(store, f"u{number}")) for number in range(8)]
         assert found == [True, False, False, True, True, True, True, True]
     assert "cannot be read" in caplog.text
+
+
+@pytest.mark.trio
+async def test_a_header_cut_short_in_the_middle_costs_nothing(twin: FaultyDisk, autojump_clock: MockClock) -> None:
+    place = Place(twin, "store")
+    async with place.open() as store:
+        headers = []
+        for group in range(2):
+            for number in range(20):
+                stored(store.append([keyed(f"u{group}-{number}", b"x" * 300)]))
+            assert await bring_to_files(store)
+            headers.append(place.read(f"index/{files(place)[0]}")[:40])
+            await trio.sleep(1.7)
+        stored(store.append([keyed("last", bytes(9000))]))
+        killed = twin.survivor_of_kill()
+    for cut in range(1, 40):
+        torn = Place(killed.survivor_of_kill(), "store")
+        torn.write(f"index/{files(torn)[0]}", headers[1][:cut] + headers[0][cut:], 0)
+        async with torn.open() as store:
+            for group in range(2):
+                for number in (0, 19):
+                    assert await bodies(store, f"u{group}-{number}") == [b"x" * 300], cut
+            assert await bodies(store, "last") == [bytes(9000)]
+        assert header(torn)[5] == 42, cut

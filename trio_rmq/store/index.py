@@ -13,7 +13,6 @@ its topic and key really are those asked for.  Source of the rules: RocketMQ Ind
 
 from __future__ import annotations
 
-from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -27,7 +26,7 @@ from trio_rmq.store.checkpoint import Checkpoint
 from trio_rmq.store.commit_log import CommitLog
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.index_file import HEADER_SIZE_BYTES, Header, IndexFile, IndexLostError
-from trio_rmq.store.index_keys import key_hash, keys_of, read_keyed, take_plain
+from trio_rmq.store.index_keys import Pending, key_hash, keys_of, read_keyed, take_plain
 from trio_rmq.store.log_files import FileHandles
 from trio_rmq.store.messages import QueryResult
 from trio_rmq.wire.record import RecordKind, check_record
@@ -46,45 +45,12 @@ _QUERY_SLICES_MAX = 256
 """A query gathers at most this many slices itself; further behind the index is only while it is being made again."""
 
 _CLOSE_SLICES_MAX = 4096
-_PENDING_CHUNK = 4096
 _CANDIDATES_A_BREATH = 16
 _ANSWER_BYTES_MAX = 8 * 1024 * 1024
 """Half of the largest frame; the first record is taken whatever its size."""
 
 _BEHIND_WORTH_TELLING_BYTES = 4 * 1024 * 1024
 _NAME_DIGITS = 17
-
-
-class _Pending:
-    """Keys in the order of the log whose items are not in a file yet: hash, physical offset, store time of each."""
-
-    __slots__ = ("hashes", "offsets", "times_ms")
-
-    def __init__(self) -> None:
-        self.hashes = array("i")
-        self.offsets = array("q")
-        self.times_ms = array("q")
-
-    def add(self, key_hash: int, offset: int, time_ms: int) -> None:
-        self.hashes.append(key_hash)
-        self.offsets.append(offset)
-        self.times_ms.append(time_ms)
-
-    def drop(self, count: int) -> None:
-        del self.hashes[:count]
-        del self.offsets[:count]
-        del self.times_ms[:count]
-
-    def newest(self, wanted: int) -> Iterator[tuple[int, int, int] | None]:
-        """Like `IndexFile.chain`, over a copy."""
-        hashes, offsets, times_ms = self.hashes[:], self.offsets[:], self.times_ms[:]
-        for end in range(len(hashes), 0, -_PENDING_CHUNK):
-            start = max(0, end - _PENDING_CHUNK)
-            if wanted in hashes[start:end]:
-                for index in range(end - 1, start - 1, -1):
-                    if hashes[index] == wanted:
-                        yield offsets[index], times_ms[index], times_ms[index]
-            yield None
 
 
 class Index:
@@ -119,7 +85,7 @@ class Index:
         self._synced_end = synced_end
         self._fence = fence
         self._files: list[IndexFile] = []
-        self._pending = _Pending()
+        self._pending = Pending()
         self._changed_directories: set[str] = set()
         self._wake = trio.Event()
         self._lock = trio.Lock()
@@ -155,7 +121,8 @@ class Index:
             file.load()
             self._files.append(file)
         if not clean:
-            self._drop_from(lambda header: header.end_ms > self._checkpoint.index_time_ms or header.count <= 1)
+            self._drop_from(lambda file: file.header.end_ms > self._checkpoint.index_time_ms or file.header.count <= 1)
+            self._drop_from(lambda file: not file.is_whole())
             if self._files:
                 mended = await self._files[-1].settle()
                 if mended:
@@ -164,7 +131,7 @@ class Index:
         if with_room:  # nothing comes after a file that has room
             self._drop(with_room[0] + 1)
         log_end = self._log.position
-        self._drop_from(lambda header: header.count > 1 and header.end_physical >= log_end)
+        self._drop_from(lambda file: file.header.count > 1 and file.header.end_physical >= log_end)
         if self._changed_directories:
             await self._sync_names()
         self.position = self._first_missing()
@@ -174,9 +141,9 @@ class Index:
         if behind > _BEHIND_WORTH_TELLING_BYTES:
             _log.info("%s: the keys of the log's last %d bytes are made again", self._directory, behind)
 
-    def _drop_from(self, doubtful: Callable[[Header], bool]) -> None:
-        """Remove the first file whose header is `doubtful`, and all after it."""
-        self._drop(next((n for n, file in enumerate(self._files) if doubtful(file.header)), len(self._files)))
+    def _drop_from(self, doubtful: Callable[[IndexFile], bool]) -> None:
+        """Remove the first file that is `doubtful`, and all after it."""
+        self._drop(next((n for n, file in enumerate(self._files) if doubtful(file)), len(self._files)))
 
     def _drop(self, number: int) -> None:
         """Remove the files from the one with this number on, the last one first."""
@@ -270,10 +237,10 @@ class Index:
 
     def _take(self, block: bytes, position: int) -> int:
         """Take the keys of the records of `block`, which stands at `position`; returns how many bytes are done."""
-        add = self._pending.add
+        pending = self._pending
         at, left, size = 0, _RECORDS_A_SLICE, len(block)
         while left and at < size:
-            at, taken = take_plain(block, at, position, left, self._held_at, add)
+            at, taken = take_plain(block, at, position, left, self._held_at, pending)
             left -= taken
             if not left or at >= size:
                 break
@@ -294,7 +261,7 @@ class Index:
             if offset == self._held_at:
                 del keys[: self._held]
             for key in keys:
-                add(key_hash(record.topic, key), offset, record.store_timestamp_ms)
+                pending.add(key_hash(record.topic, key), offset, record.store_timestamp_ms)
             at += record.size_bytes
         return at
 

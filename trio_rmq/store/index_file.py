@@ -113,6 +113,16 @@ class IndexFile:
         begin_ms, end_ms, begin, end, used, count = _HEADER.unpack(self._read(HEADER_SIZE_BYTES, 0))
         self.header = Header(begin_ms, end_ms, begin, end, used, min(max(1, count), self.item_count))
 
+    def is_whole(self) -> bool:
+        """Whether the header is that of its newest item; one that was cut short while it was written is not."""
+        header = self.header
+        if header.count <= 1:
+            return True
+        _, offset, seconds, _ = self._item(header.count - 1)
+        return offset == header.end_physical and (
+            header.count == 2 or [seconds] == _seconds_since(header.begin_ms, [header.end_ms])
+        )
+
     async def settle(self) -> int:
         """After an unclean stop: lead slots of a group that was cut short back; returns how many.  Synced on return."""
         mended = 0
@@ -195,8 +205,8 @@ class IndexFile:
         pages: dict[int, list[int]] = {}
         slot_count = self.slot_count
         for start in range(0, len(hashes), _KEYS_A_SLICE):
-            for index in range(start, min(start + _KEYS_A_SLICE, len(hashes))):
-                page = hashes[index] % slot_count // _PAGE_SLOTS
+            for index, key_hash in enumerate(hashes[start : start + _KEYS_A_SLICE], start):
+                page = key_hash % slot_count // _PAGE_SLOTS
                 keys = pages.get(page)
                 if keys is None:
                     pages[page] = [index]
@@ -240,14 +250,13 @@ class IndexFile:
         begin_ms, begin_physical = header.begin_ms, header.begin_physical
         pack = _ITEM.pack
         for start in range(0, len(hashes), _KEYS_A_SLICE):
-            parts = []
-            for index in range(start, min(start + _KEYS_A_SLICE, len(hashes))):
-                time_ms = times_ms[index]
-                seconds = (time_ms - begin_ms) // 1000 if begin_ms > 0 and time_ms > begin_ms else 0
-                if header.count + index == 1:  # its own time is counted from the end of the file before
-                    begin_ms, begin_physical = time_ms, offsets[index]
-                parts.append(pack(hashes[index], offsets[index], min(seconds, _INT_MAX), previous[index]))
-            self._write(b"".join(parts), self._items_at + (header.count + start) * ITEM_SIZE_BYTES)
+            keys = slice(start, start + _KEYS_A_SLICE)
+            seconds = _seconds_since(begin_ms, times_ms[keys])
+            if header.count + start == 1:  # the first item's time is counted from the end of the file before
+                begin_ms, begin_physical = times_ms[0], offsets[0]
+                seconds[1:] = _seconds_since(begin_ms, times_ms[keys][1:])
+            items = map(pack, hashes[keys], offsets[keys], seconds, previous[keys])
+            self._write(b"".join(items), self._items_at + (header.count + start) * ITEM_SIZE_BYTES)
             await trio.lowlevel.checkpoint()
         return Header(
             begin_ms,
@@ -323,3 +332,13 @@ class IndexFile:
         done = self._disk.pwrite(handle, data, offset)
         while done < len(data):
             done += self._disk.pwrite(handle, memoryview(data)[done:], offset + done)
+
+
+def _seconds_since(begin_ms: int, times_ms: Sequence[int]) -> list[int]:
+    """Whole seconds from `begin_ms` to each time, as the items have them: 0 for earlier ones and without a begin."""
+    if begin_ms <= 0:
+        return [0] * len(times_ms)
+    seconds = [(time_ms - begin_ms) // 1000 for time_ms in times_ms]
+    if seconds and (min(seconds) < 0 or max(seconds) > _INT_MAX):
+        return [min(max(0, value), _INT_MAX) for value in seconds]
+    return seconds

@@ -8,7 +8,9 @@ Source: RocketMQ IndexService.buildIndex, CommitLog.checkMessageAndReturnSize.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from array import array
+from collections.abc import Iterator
+from functools import lru_cache
 
 import msgspec
 
@@ -21,21 +23,55 @@ _UNIQUE_KEY = UNIQUE_KEY.encode()
 _KEYS = KEYS.encode()
 _UNIQUE_KEY_MARK = b"\x02%b\x01" % _UNIQUE_KEY
 _KEYS_MARK = b"\x02%b\x01" % _KEYS
+_UNIQUE_KEY_START = _UNIQUE_KEY_MARK[1:]
+_KEYS_START = _KEYS_MARK[1:]
+_PROPERTY_END = 2
+_CHUNK_KEYS = 4096
 _SEPARATOR = KEY_SEPARATOR.encode()
 _HOSTS_V6 = BORN_HOST_V6 | STORE_HOST_V6
 _HEAD = struct.Struct(">ii20xqi16xq20xi")
 """Of a V1 record with IPv4 hosts: size, magic, physical offset, sysFlag, store time, body size."""
 
 _TAIL_UNITS = 4
-_TAIL_POWER = 31**_TAIL_UNITS
-_HEADS_MAX = 4096
+_TAIL_POWER: int = 31**_TAIL_UNITS
 _ODD_FLAGS = _HOSTS_V6 | TRANSACTION_MASK
-_head_hashes: dict[bytes, int] = {}
-"""The hash of `topic#key` without its last four characters, moved to its place: successive ids differ only there."""
 
 
-Take = Callable[[int, int, int], None]
-"""(hash, physical offset, store time in ms) of one key."""
+class Pending:
+    """Keys in the order of the log whose items are not in a file yet: hash, physical offset, store time of each."""
+
+    __slots__ = ("_add_hash", "_add_offset", "_add_time", "hashes", "offsets", "times_ms")
+
+    def __init__(self) -> None:
+        self.hashes = array("i")
+        self.offsets = array("q")
+        self.times_ms = array("q")
+        self._add_hash = self.hashes.append
+        self._add_offset = self.offsets.append
+        self._add_time = self.times_ms.append
+
+    def add(self, hashed: int, offset: int, time_ms: int) -> None:
+        """One more key."""
+        self._add_hash(hashed)
+        self._add_offset(offset)
+        self._add_time(time_ms)
+
+    def drop(self, count: int) -> None:
+        """The first `count` keys are in a file now."""
+        del self.hashes[:count]
+        del self.offsets[:count]
+        del self.times_ms[:count]
+
+    def newest(self, wanted: int) -> Iterator[tuple[int, int, int] | None]:
+        """Like `IndexFile.chain`, over a copy."""
+        hashes, offsets, times_ms = self.hashes[:], self.offsets[:], self.times_ms[:]
+        for end in range(len(hashes), 0, -_CHUNK_KEYS):
+            start = max(0, end - _CHUNK_KEYS)
+            if wanted in hashes[start:end]:
+                for index in range(end - 1, start - 1, -1):
+                    if hashes[index] == wanted:
+                        yield offsets[index], times_ms[index], times_ms[index]
+            yield None
 
 
 class Keyed(msgspec.Struct, gc=False):
@@ -77,21 +113,22 @@ def key_hash(topic: bytes, key: bytes) -> int:
     """`index_key_hash` of `topic#key`, both UTF-8; quick for the ASCII keys that most are."""
     if len(key) < _TAIL_UNITS or not key.isascii():
         return index_key_hash(f"{topic.decode('utf-8', 'replace')}#{key.decode('utf-8', 'replace')}")
-    head = b"%b#%b" % (topic, key[:-_TAIL_UNITS])
-    head_hash = _head_hashes.get(head)
-    if head_hash is None:
-        if len(_head_hashes) >= _HEADS_MAX:
-            _head_hashes.clear()
-        head_hash = _head_hashes[head] = java_string_hash(head.decode("utf-8", "replace")) * _TAIL_POWER & 0xFFFFFFFF
     a, b, c, d = key[-_TAIL_UNITS:]
-    result = (head_hash + a * 29791 + b * 961 + c * 31 + d) & 0xFFFFFFFF
+    head = _head_hash(topic, key[:-_TAIL_UNITS])
+    result = (head + a * 29791 + b * 961 + c * 31 + d) & 0xFFFFFFFF
     if result < 0x80000000:
         return result
     return 0 if result == 0x80000000 else 0x100000000 - result
 
 
-def take_plain(block: bytes, at: int, position: int, most: int, held_at: int, take: Take) -> tuple[int, int]:
-    """Give the keys of a run of plain records to `take`; returns where the run ended and how many records it had.
+@lru_cache(4096)
+def _head_hash(topic: bytes, head: bytes) -> int:
+    """The hash of `topic#head`, moved to make room for a tail: successive ids differ only in that."""
+    return java_string_hash(f"{topic.decode('utf-8', 'replace')}#{head.decode()}") * _TAIL_POWER & 0xFFFFFFFF
+
+
+def take_plain(block: bytes, at: int, position: int, most: int, held_at: int, pending: Pending) -> tuple[int, int]:
+    """Add the keys of a run of plain records to `pending`; returns where the run ended and how many records it had.
 
     Plain are V1 records with IPv4 hosts outside transactions, whole and at their place, that is, nearly all; the run
     ends before any other, after `most`, and before the one at physical offset `held_at`.  `block` stands at `position`.
@@ -117,10 +154,19 @@ def take_plain(block: bytes, at: int, position: int, most: int, held_at: int, ta
         properties_at = topic_end + 2
         if properties_at > end or end - properties_at != block[topic_end] << 8 | block[topic_end + 1]:
             break
-        if properties_at < end:
+        unique_at = block.rfind(_UNIQUE_KEY_START, properties_at, end)
+        if block.find(_KEYS_START, properties_at, end) >= 0 or (
+            unique_at > properties_at and block[unique_at - 1] != _PROPERTY_END
+        ):
             topic = block[topic_at:topic_end]
             for key in keys_of(block[properties_at:end]):
-                take(key_hash(topic, key), offset, time_ms)
+                pending.add(key_hash(topic, key), offset, time_ms)
+        elif unique_at >= 0:  # the one key that every message of RocketMQ's clients has
+            unique_at += len(_UNIQUE_KEY_START)
+            unique_end = block.find(_PROPERTY_END, unique_at, end)
+            key = block[unique_at : end if unique_end < 0 else unique_end]
+            if key:
+                pending.add(key_hash(block[topic_at:topic_end], key), offset, time_ms)
         at = end
         taken += 1
     return at, taken
