@@ -243,7 +243,7 @@ RULES = [
             "trio_rmq/store/disk.py": "the one door of the disk",
             "trio_rmq/config.py": "reads the configuration file once, before anything is served",
             "trio_rmq/client/instance.py": "NAMESRV_ADDR and the process id, as Java's client takes them; no file",
-            "trio_rmq/client/offset_store.py": "a broadcasting consumer's offsets lie in a file of the user's, as Java's",
+            "trio_rmq/client/offset_store.py": "a broadcasting consumer's offsets lie in a file of the user's",
             "trio_rmq/remoting/address.py": "os.strerror: words for an error number, no input or output",
             CLI: "the process's own edge: arguments, files named there, environment, signals",
             TESTING: "os.strerror in the virtual network; error numbers and flags in the faulty disk",

@@ -14,6 +14,7 @@ from trio_rmq.broker.server import BrokerReady, serve_broker
 from trio_rmq.config import BrokerConfig, MessageStoreConfig, NamesrvConfig, RemotingConfig
 from trio_rmq.namesrv.server import NameServerReady, serve_name_server
 from trio_rmq.remoting.local_address import LOOPBACK, WILDCARDS
+from trio_rmq.store.disk import Disk
 from trio_rmq.supervision import lone_errors, serving_while
 
 
@@ -31,6 +32,7 @@ async def serve_standalone(
     store: MessageStoreConfig,
     *,
     remoting: RemotingConfig | None = None,
+    disk: Disk | None = None,
     task_status: trio.TaskStatus[StandaloneReady] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve both until cancelled; `task_status` gets a StandaloneReady when the first send would be accepted.
@@ -39,7 +41,7 @@ async def serve_standalone(
     """
 
     async def serve_names(*, task_status: trio.TaskStatus[NameServerReady]) -> None:
-        await serve_name_server(namesrv, remoting=remoting, task_status=task_status)
+        await serve_name_server(namesrv, remoting=remoting, disk=disk, task_status=task_status)
 
     name_server: NameServerReady
     with lone_errors():
@@ -50,7 +52,7 @@ async def serve_standalone(
             broker = msgspec.structs.replace(broker, namesrv_addr=";".join([own_address, *others]))
 
             async def serve_one(*, task_status: trio.TaskStatus[BrokerReady]) -> None:
-                await serve_broker(broker, store, remoting=remoting, task_status=task_status)
+                await serve_broker(broker, store, remoting=remoting, disk=disk, task_status=task_status)
 
             async with trio.open_nursery() as brokers:
                 ready: BrokerReady = await brokers.start(serve_one)

@@ -1,8 +1,8 @@
 """What a broker remembers of a group's SQL92 filter, and the file that keeps it: `config/consumerFilter.json`.
 
 The registration outlives its consumers: bit maps are made with it also while nobody is connected, so that a group that
-comes back finds its messages sorted.  Invariant: what is written equals Apache's file byte for byte, but for the order of
-topics and groups, which Apache leaves to a hash map.  Source: RocketMQ ConsumerFilterData, ConsumerFilterManager.
+comes back finds its messages sorted.  Invariant: what is written equals Apache's file byte for byte, but for the order
+of topics and groups, which Apache leaves to a hash map.  Source: RocketMQ ConsumerFilterData, ConsumerFilterManager.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """All SQL92 filters a broker knows: registered by heartbeats, asked by pulls, and by appends that make bit maps.
 
 Times are arguments, in Unix milliseconds; the caller keeps the file.  Invariants: every registration has its positions,
-and its compiled filter if its expression can be read; at most CONSUMER_FILTERS_MAX of them.  The rules of versions, death
-and revival are those of RocketMQ's ConsumerFilterManager.
+and its compiled filter if its expression can be read; at most CONSUMER_FILTERS_MAX of them.  The rules of versions,
+death and revival are those of RocketMQ's ConsumerFilterManager.
 """
 
 from __future__ import annotations
