@@ -21,6 +21,9 @@ import trio
 
 Data = bytes | bytearray | memoryview
 
+DELETED = "the file was deleted while in use"
+"""What a sync says of a file that has lost its name: nothing that was written to it will be found again."""
+
 _fdatasync = getattr(os, "fdatasync", os.fsync)
 _OFD_SETLK = getattr(fcntl, "F_OFD_SETLK", None)
 _FLOCK = struct.Struct("hhqqi4x")
@@ -156,9 +159,13 @@ class Disk:
     # Space and locks ---------------------------------------------------------------------------------------------
 
     def space(self, path: str) -> tuple[int, int]:
-        """(bytes this user may still write, bytes in all) of the file system that holds `path`."""
+        """(bytes this user may still write, bytes used and those) of the file system that holds `path`, as `df` counts.
+
+        What is kept for the superuser is in neither.
+        """
         answer = os.statvfs(path)
-        return answer.f_bavail * answer.f_frsize, answer.f_blocks * answer.f_frsize
+        used = answer.f_blocks - answer.f_bfree
+        return answer.f_bavail * answer.f_frsize, (used + answer.f_bavail) * answer.f_frsize
 
     def lock(self, path: str) -> int:
         """Make the file `path`, hold an exclusive lock on its first byte and write `lock` into it; returns its handle.
@@ -193,14 +200,17 @@ class Disk:
     async def sync(self, handles: Sequence[int], *, directories: Iterable[str] = (), paths: Iterable[str] = ()) -> None:
         """Sync files by handle, files by path and folders, in one hop to a thread; the event loop goes on meanwhile.
 
-        A missing path is skipped: it was removed after it was written.  Not cut short by cancellation, so that the
-        caller knows afterwards what is synced.  The first OSError ends it.
+        A missing path is skipped: it was removed after it was written.  A handle whose file has lost its name is an
+        error (`DELETED`): nobody would find what was written.  Not cut short by cancellation, so that the caller knows
+        afterwards what is synced.  The first OSError ends it.
         """
         await trio.to_thread.run_sync(self._sync, tuple(handles), tuple(directories), tuple(paths))
 
     def _sync(self, handles: Sequence[int], directories: Sequence[str], paths: Sequence[str]) -> None:
         for handle in handles:
             self.fdatasync(handle)
+            if not os.fstat(handle).st_nlink:
+                raise FileNotFoundError(errno.ENOENT, DELETED)
         for path in paths:
             try:
                 handle = self.open(path)
@@ -215,3 +225,16 @@ class Disk:
                 self.sync_directory(directory)
             except FileNotFoundError:
                 continue
+
+    async def remove(self, path: str) -> None:
+        """`unlink` in a thread: giving a gigabyte back takes a file system long.  A missing file is no error.
+
+        Not cut short by cancellation.
+        """
+        await trio.to_thread.run_sync(self._remove, path)
+
+    def _remove(self, path: str) -> None:
+        try:
+            self.unlink(path)
+        except FileNotFoundError:
+            return

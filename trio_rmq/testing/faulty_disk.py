@@ -7,6 +7,7 @@ The fault model, before the code:
   records, holes, names before their data, data without their names.  `survivor_of_power_loss`.
 - A sync that fails says so once; what it should have synced is lost at the next power loss, while reads still show it
   and later syncs succeed (the kernel has marked the pages clean).
+- A file may be deleted while it is open (`unlink`): writes go on, its sync says so.  The disk may become `read_only`.
 - A write may be short, or meet a full disk (`capacity_bytes`), after having written a part.
 - The process may die before or in the middle of any operation: `crash_at`.  From then on every call raises
   `SimulatedCrash`, clean-up code included.
@@ -24,7 +25,17 @@ from random import Random
 
 import trio
 
-from trio_rmq.store.disk import Data, Disk
+from trio_rmq.store.disk import DELETED, Data, Disk
+from trio_rmq.testing.disk_names import (
+    MakeDirectory,
+    NameChange,
+    RemoveDirectory,
+    RemoveName,
+    Rename,
+    SetName,
+    is_child,
+    redirected,
+)
 
 SECTOR_BYTES = 512
 _ROOTS = frozenset({"", "/", "."})
@@ -97,12 +108,14 @@ class FaultyDisk(Disk):
         self.crash_rng: Random | None = None
         """When set, the call that dies does a part of its work, chosen by it; else none of it."""
         self.dead = False
+        self.read_only = False
+        """Whether every changing call fails, as on a file system that was remounted after an error."""
         self.syncs = 0
         self._directories: set[str] = set(_ROOTS)
         self._durable_directories: set[str] = set(self._directories)
         self._names: dict[str, _File] = {}
         self._durable_names: dict[str, _File] = {}
-        self._pending_names: dict[str, list[Callable[[dict[str, _File], set[str]], None]]] = {}
+        self._pending_names: dict[str, list[NameChange]] = {}
         self._handles: dict[int, _File] = {}
         self._locked: dict[int, str] = {}
         self._next_handle = 3
@@ -133,7 +146,7 @@ class FaultyDisk(Disk):
         other._durable_names = {path: _copied(file, copies) for path, file in self._durable_names.items()}
         # Name changes that were not synced stay so: they are redone on the copy, by path.
         other._pending_names = {
-            directory: [_redirected(change, copies) for change in changes]
+            directory: [redirected(change, lambda file: _copied(file, copies)) for change in changes]
             for directory, changes in self._pending_names.items()
         }
         return other
@@ -186,6 +199,8 @@ class FaultyDisk(Disk):
             if self.crash_rng is None:
                 raise SimulatedCrash
             return True
+        if self.read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
         self._look(call)
         return False
 
@@ -195,10 +210,13 @@ class FaultyDisk(Disk):
         except KeyError:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
 
+    def _has_name(self, file: _File) -> bool:
+        return any(named is file for named in self._names.values())
+
     def _path_of(self, file: _File) -> str:
         return next((path for path, named in self._names.items() if named is file), "?")
 
-    def _note_name(self, directory: str, change: Callable[[dict[str, _File], set[str]], None]) -> None:
+    def _note_name(self, directory: str, change: NameChange) -> None:
         change(self._names, self._directories)
         self._pending_names.setdefault(directory, []).append(change)
 
@@ -212,7 +230,7 @@ class FaultyDisk(Disk):
             if self._change("create", path):
                 raise SimulatedCrash
             file = _File()
-            self._note_name(folder, _SetName(path, file))
+            self._note_name(folder, SetName(path, file))
         handle = self._next_handle
         self._next_handle += 1
         self._handles[handle] = file
@@ -321,14 +339,14 @@ class FaultyDisk(Disk):
         for folder in reversed(missing):
             if self._change("mkdir", folder):
                 raise SimulatedCrash
-            self._note_name(folder.rpartition("/")[0], _MakeDirectory(folder))
+            self._note_name(folder.rpartition("/")[0], MakeDirectory(folder))
         return [folder.rpartition("/")[0] for folder in missing]
 
     def list_directory(self, path: str) -> list[str]:
         self._look("list_directory")
         prefix = f"{path}/"
         entries = {*self._names, *self._directories}
-        return sorted(entry[len(prefix) :] for entry in entries if _is_child(entry, prefix))
+        return sorted(entry[len(prefix) :] for entry in entries if is_child(entry, prefix))
 
     def exists(self, path: str) -> bool:
         self._look("exists")
@@ -346,20 +364,25 @@ class FaultyDisk(Disk):
         file = self._file(source)
         if self._change("rename", target):
             raise SimulatedCrash
-        self._note_name(target.rpartition("/")[0], _Rename(source, target, file))
+        self._note_name(target.rpartition("/")[0], Rename(source, target, file))
 
     def unlink(self, path: str) -> None:
         self._file(path)
         if self._change("unlink", path):
             raise SimulatedCrash
-        self._note_name(path.rpartition("/")[0], _RemoveName(path))
+        self._note_name(path.rpartition("/")[0], RemoveName(path))
+
+    async def remove(self, path: str) -> None:
+        await trio.lowlevel.checkpoint()
+        if path in self._names:
+            self.unlink(path)
 
     def remove_directory(self, path: str) -> None:
         if self.list_directory(path):
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
         if self._change("rmdir", path):
             raise SimulatedCrash
-        self._note_name(path.rpartition("/")[0], _RemoveDirectory(path))
+        self._note_name(path.rpartition("/")[0], RemoveDirectory(path))
 
     def sync_directory(self, path: str) -> None:
         if path not in self._directories:
@@ -404,8 +427,10 @@ class FaultyDisk(Disk):
         with trio.CancelScope(shield=True):
             files = [self._handles[handle] for handle in handles]
             files += [self._names[path] for path in paths if path in self._names]
-            for file in files:
+            for number, file in enumerate(files):
                 self._begin_sync(file)
+                if number < len(handles) and not self._has_name(file):
+                    raise FileNotFoundError(errno.ENOENT, DELETED)
                 covered = len(file.pending)
                 if self.latency is not None:
                     await trio.sleep(self.latency())
@@ -417,10 +442,6 @@ class FaultyDisk(Disk):
                     self.sync_directory(directory)
 
 
-def _is_child(entry: str, prefix: str) -> bool:
-    return entry.startswith(prefix) and len(entry) > len(prefix) and "/" not in entry[len(prefix) :]
-
-
 def _copied(file: _File, copies: dict[int, _File]) -> _File:
     copy = copies.get(id(file))
     if copy is None:
@@ -430,68 +451,3 @@ def _copied(file: _File, copies: dict[int, _File]) -> _File:
         copy.pending = list(file.pending)
         copy.allocated = set(file.allocated)
     return copy
-
-
-class _SetName:
-    """A name that was given to a file."""
-
-    __slots__ = ("file", "path")
-
-    def __init__(self, path: str, file: _File) -> None:
-        self.path, self.file = path, file
-
-    def __call__(self, names: dict[str, _File], directories: set[str]) -> None:
-        names[self.path] = self.file
-
-
-class _Rename:
-    """A file that got another name; both names change together."""
-
-    __slots__ = ("file", "source", "target")
-
-    def __init__(self, source: str, target: str, file: _File) -> None:
-        self.source, self.target, self.file = source, target, file
-
-    def __call__(self, names: dict[str, _File], directories: set[str]) -> None:
-        if names.get(self.source) is self.file:
-            del names[self.source]
-        names[self.target] = self.file
-
-
-class _RemoveName:
-    """A name that was taken away."""
-
-    __slots__ = ("path",)
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __call__(self, names: dict[str, _File], directories: set[str]) -> None:
-        names.pop(self.path, None)
-
-
-class _MakeDirectory(_RemoveName):
-    """A folder that was made."""
-
-    def __call__(self, names: dict[str, _File], directories: set[str]) -> None:
-        directories.add(self.path)
-
-
-class _RemoveDirectory(_RemoveName):
-    """A folder that was removed; only an empty one is."""
-
-    def __call__(self, names: dict[str, _File], directories: set[str]) -> None:
-        if not any(_is_child(name, f"{self.path}/") for name in names):
-            directories.discard(self.path)
-
-
-_NameChange = Callable[[dict[str, _File], set[str]], None]
-
-
-def _redirected(change: _NameChange, copies: dict[int, _File]) -> _NameChange:
-    """`change` for a copy of the disk: the files it names are the copies."""
-    if isinstance(change, _SetName):
-        return _SetName(change.path, _copied(change.file, copies))
-    if isinstance(change, _Rename):
-        return _Rename(change.source, change.target, _copied(change.file, copies))
-    return change
