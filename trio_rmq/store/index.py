@@ -1,9 +1,10 @@
 """The index: finds records by unique key and by key, in RocketMQ's index files.
 
-It follows the log: a service reads visible records back from the page cache soon after they were written, in slices,
-and gathers their keys in memory (at most `GROUP_KEYS_MAX`, 20 bytes each); groups of them go to the files.  So the
-append path does nothing for the index, a backlog takes no memory, and an index that is missing, older than the log or
-cut by a crash is made again in the background, from the first record that it does not hold, while the store serves.
+It follows the log: keys of plain records that are visible at once come from the messages themselves; those of all
+others a service reads back from the page cache soon after they were written, in slices.  They wait in memory (at most
+some `GROUP_KEYS_MAX`, 20 bytes each); groups of them go to the files.  So a backlog takes no memory, and an index that
+is missing, older than the log or cut by a crash is made again in the background, from the first record that it does not
+hold, while the store serves.
 
 Invariants: an index file never holds a key of a record that is not synced; the header of a file counts a group only
 after the checkpoint's index time covers it, so that Apache's rule for unclean starts (files newer than that time are
@@ -14,7 +15,7 @@ its topic and key really are those asked for.  Source of the rules: RocketMQ Ind
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from logging import getLogger
 
@@ -26,9 +27,9 @@ from trio_rmq.store.checkpoint import Checkpoint
 from trio_rmq.store.commit_log import CommitLog
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.index_file import HEADER_SIZE_BYTES, Header, IndexFile, IndexLostError
-from trio_rmq.store.index_keys import Pending, key_hash, keys_of, read_keyed, take_plain
+from trio_rmq.store.index_keys import Pending, key_hash, keys_of, read_keyed, take_appended, take_plain
 from trio_rmq.store.log_files import FileHandles
-from trio_rmq.store.messages import QueryResult
+from trio_rmq.store.messages import AppendResult, NewMessage, QueryResult
 from trio_rmq.wire.record import RecordKind, check_record
 
 _log = getLogger(__name__)
@@ -179,14 +180,21 @@ class Index:
             await self._wake.wait()
             await trio.sleep(_GATHER_SECONDS)
             self._wake = trio.Event()
-            while self.gather():
+            while True:
                 if len(self._pending.hashes) >= GROUP_KEYS_MAX:
                     await self.flush()
+                if not self.gather():
+                    break
                 await trio.lowlevel.checkpoint()
 
     def wrote(self) -> None:
         """Records became visible: see to it that they are found."""
         self._wake.set()
+
+    def appended(self, messages: Sequence[NewMessage], results: Sequence[AppendResult]) -> None:
+        """These were appended and are visible: take their keys, unless earlier ones are still to be read."""
+        if results[0].physical_offset == self.position and len(self._pending.hashes) < GROUP_KEYS_MAX:
+            self.position = take_appended(zip(messages, results, strict=True), self._pending) or self.position
 
     async def close(self) -> bool:
         """Bring the files up to the log's end; False when that failed, so that the next start must look after them.

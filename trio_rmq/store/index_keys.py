@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 import msgspec
 
+from trio_rmq.store.messages import AppendResult, AppendStatus, NewMessage
 from trio_rmq.wire.hashing import index_key_hash, java_string_hash
 from trio_rmq.wire.properties import KEY_SEPARATOR, KEYS, UNIQUE_KEY, property_of_bytes
 from trio_rmq.wire.record import MAGIC_BLANK, MAGIC_V1, RECORD_SIZE_MIN_BYTES, RecordKind, check_record
@@ -24,9 +25,12 @@ _KEYS = KEYS.encode()
 _UNIQUE_KEY_MARK = b"\x02%b\x01" % _UNIQUE_KEY
 _KEYS_MARK = b"\x02%b\x01" % _KEYS
 _UNIQUE_KEY_START = _UNIQUE_KEY_MARK[1:]
+_UNIQUE_KEY_TEXT = f"{UNIQUE_KEY}\x01"
+_KEYS_TEXT = f"{KEYS}\x01"
 _KEYS_START = _KEYS_MARK[1:]
 _PROPERTY_END = 2
 _CHUNK_KEYS = 4096
+_PUT_OK = AppendStatus.PUT_OK
 _SEPARATOR = KEY_SEPARATOR.encode()
 _HOSTS_V6 = BORN_HOST_V6 | STORE_HOST_V6
 _HEAD = struct.Struct(">ii20xqi16xq20xi")
@@ -113,9 +117,13 @@ def key_hash(topic: bytes, key: bytes) -> int:
     """`index_key_hash` of `topic#key`, both UTF-8; quick for the ASCII keys that most are."""
     if len(key) < _TAIL_UNITS or not key.isascii():
         return index_key_hash(f"{topic.decode('utf-8', 'replace')}#{key.decode('utf-8', 'replace')}")
-    a, b, c, d = key[-_TAIL_UNITS:]
-    head = _head_hash(topic, key[:-_TAIL_UNITS])
-    result = (head + a * 29791 + b * 961 + c * 31 + d) & 0xFFFFFFFF
+    return _joined_hash(_head_hash(topic, key[:-_TAIL_UNITS]), key[-_TAIL_UNITS:])
+
+
+def _joined_hash(moved: int, tail: bytes) -> int:
+    """The index's hash of a text from the moved hash of its head and its last units."""
+    a, b, c, d = tail
+    result = (moved + a * 29791 + b * 961 + c * 31 + d) & 0xFFFFFFFF
     if result < 0x80000000:
         return result
     return 0 if result == 0x80000000 else 0x100000000 - result
@@ -125,6 +133,46 @@ def key_hash(topic: bytes, key: bytes) -> int:
 def _head_hash(topic: bytes, head: bytes) -> int:
     """The hash of `topic#head`, moved to make room for a tail: successive ids differ only in that."""
     return java_string_hash(f"{topic.decode('utf-8', 'replace')}#{head.decode()}") * _TAIL_POWER & 0xFFFFFFFF
+
+
+def take_appended(stored: Iterable[tuple[NewMessage, AppendResult]], pending: Pending) -> int:
+    """Add the keys of messages that were just appended; returns the physical offset up to which that is done.
+
+    It stops before the first message of a transaction, whose keys the record decides, and returns 0 when none was done.
+    """
+    done = 0
+    last_topic, last_head, moved = "", "", 0
+    for message, result in stored:
+        if result.status is not _PUT_OK:
+            continue
+        if message.sys_flag & TRANSACTION_MASK:
+            break
+        offset, time_ms = result.physical_offset, result.store_timestamp_ms
+        key = _only_key(message.properties)
+        if key is None:
+            for word in keys_of(_as_bytes(message.properties)):
+                pending.add(key_hash(message.topic.encode(), word), offset, time_ms)
+        else:
+            head = key[:-_TAIL_UNITS]
+            if head != last_head or message.topic != last_topic:  # the ids of one client differ in their tails only
+                last_topic, last_head = message.topic, head
+                moved = _head_hash(last_topic.encode(), head.encode())
+            pending.add(_joined_hash(moved, key[-_TAIL_UNITS:].encode()), offset, time_ms)
+        done = offset + result.size_bytes
+    return done
+
+
+def _only_key(properties: str | bytes) -> str | None:
+    """The unique key where it is the only key, at the start and ASCII, as nearly all messages have it; else None."""
+    if isinstance(properties, bytes) or not properties.startswith(_UNIQUE_KEY_TEXT) or _KEYS_TEXT in properties:
+        return None
+    end = properties.find("\x02")
+    key = properties[len(_UNIQUE_KEY_TEXT) : end if end >= 0 else None]
+    return key if len(key) >= _TAIL_UNITS and key.isascii() and _UNIQUE_KEY_TEXT not in properties[end:] else None
+
+
+def _as_bytes(properties: str | bytes) -> bytes:
+    return properties.encode() if isinstance(properties, str) else properties
 
 
 def take_plain(block: bytes, at: int, position: int, most: int, held_at: int, pending: Pending) -> tuple[int, int]:

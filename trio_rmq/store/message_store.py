@@ -137,11 +137,17 @@ class MessageStore:
         Written on return (a full disk or a failed log is a status, not an exception); a bad message gets its status
         and the others go on.  Wait with `wait_durable` for the end of the last record to know it synced.
         """
-        return self._appender.append(messages)
+        return self._append(messages)
 
     def append_batch(self, messages: Sequence[NewMessage]) -> list[AppendResult]:
         """`append`, but all are stored back to back in one log file, or none is and all get the same status."""
-        return self._appender.append(messages, together=True)
+        return self._append(messages, together=True)
+
+    def _append(self, messages: Sequence[NewMessage], *, together: bool = False) -> list[AppendResult]:
+        results = self._appender.append(messages, together=together)
+        if self._index is not None and results and not self.sync_flush:
+            self._index.appended(messages, results)
+        return results
 
     async def wait_durable(self, end_physical_offset: int) -> None:
         """Wait until everything before `end_physical_offset` has the durability the store promises.

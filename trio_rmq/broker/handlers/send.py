@@ -59,6 +59,7 @@ CHECKED_TOPICS_MAX = 100_000
 
 _SEND_MESSAGE = int(RequestCode.SEND_MESSAGE)
 _SEND_BATCH_MESSAGE = int(RequestCode.SEND_BATCH_MESSAGE)
+_PROPERTY_END = "\x02"
 _PUT_OK = AppendStatus.PUT_OK
 _WAIT_TRUE = "\x02WAIT\x01true"
 """Apache's 4.9 strips WAIT from plain messages, and from no others."""
@@ -319,9 +320,9 @@ class SendHandlers:
         """`text` with the CLUSTER property, in the place of one that it may have."""
         if not text:
             return self._cluster_property
-        if "CLUSTER\x01" in text or text[-1] == "\x02":
+        if "CLUSTER\x01" in text:
             return _with_property(text, prop.CLUSTER, self._config.broker_cluster_name)
-        return f"{text}\x02{self._cluster_property}"
+        return f"{text}{'' if text[-1] == _PROPERTY_END else _PROPERTY_END}{self._cluster_property}"
 
     def _delay_level(self, text: str) -> int:
         """The delay level that the properties ask for, at most the highest there is; 0 for none."""
