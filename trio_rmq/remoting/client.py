@@ -14,6 +14,7 @@ from types import TracebackType
 
 import anyio
 import anyio.abc
+from anyio.abc import SocketAttribute
 
 from trio_rmq import limits
 from trio_rmq.errors import ConfigError, ConnectError, RemotingError
@@ -48,6 +49,10 @@ async def connect_channel(
             stream = await anyio.connect_tcp(target.host, target.port)
         except OSError as error:
             raise ConnectError(f"cannot connect to {address}: {system_reason(error)}", address=address) from error
+        if stream.extra(SocketAttribute.local_address) == stream.extra(SocketAttribute.remote_address):
+            # A port of the ephemeral range that nobody listens on can be joined with itself.
+            await anyio.aclose_forcefully(stream)
+            raise ConnectError(f"cannot connect to {address}: nobody listens there", address=address)
         if target.path is None:
             return TcpChannel(stream, serialize_type)
         try:
