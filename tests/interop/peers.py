@@ -209,10 +209,12 @@ def apache_name_server(scratch: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def apache_broker(scratch: Path, namesrv: str, *, name: str = "broker-a") -> Iterator[Server]:
-    """Apache's 4.9.7 broker, small files, registered at `namesrv`."""
+def apache_broker(
+    scratch: Path, namesrv: str, *, name: str = "broker-a", store: Path | None = None, **keys: object
+) -> Iterator[Server]:
+    """Apache's 4.9.7 broker, small files, registered at `namesrv`; `keys` are configuration keys."""
     (port,) = free_ports(1)
-    store = scratch / f"apache-store-{name}"
+    store = store or scratch / f"apache-store-{name}"
     configuration = f"""brokerClusterName={CLUSTER}
 brokerName={name}
 brokerId=0
@@ -231,6 +233,7 @@ waitTimeMillsInSendQueue=5000
 osPageCacheBusyTimeOutMills=5000
 diskMaxUsedSpaceRatio=95
 """
+    configuration += "".join(f"{key}={value}\n" for key, value in keys.items())  # the last one of a key counts
     main = "org.apache.rocketmq.broker.BrokerStartup"
     with _apache(f"apache-{name}", main, 512, configuration, f"127.0.0.1:{port}", scratch) as server:
         yield server
@@ -273,13 +276,19 @@ def our_name_server(scratch: Path, *, port: int | None = None) -> Iterator[Serve
 
 @contextmanager
 def our_broker(
-    scratch: Path, namesrv: str, *, name: str = "broker-a", port: int | None = None, **keys: object
+    scratch: Path,
+    namesrv: str,
+    *,
+    name: str = "broker-a",
+    port: int | None = None,
+    store: Path | None = None,
+    **keys: object,
 ) -> Iterator[Server]:
     """Our broker as a process of its own, registered at `namesrv` and ready; `keys` are configuration keys."""
     port = port or free_ports(1)[0]
     arguments = [
         "broker", "-n", namesrv, f"brokerClusterName={CLUSTER}", f"brokerName={name}", "brokerIP1=127.0.0.1",
-        f"listenPort={port}", f"storePathRootDir={scratch}/store-{name}",
+        f"listenPort={port}", f"storePathRootDir={store or scratch / f'store-{name}'}",
         *(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in keys.items()),
     ]  # fmt: skip
     with _ours(name, arguments, f"127.0.0.1:{port}", scratch) as server:
