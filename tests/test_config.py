@@ -92,10 +92,10 @@ def test_unknown_keys_name_the_nearest(caplog: pytest.LogCaptureFixture) -> None
 
 def test_keys_that_cannot_apply_are_listed_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    overrides = ["sendMessageThreadPoolNums=16", "warmMapedFileEnable=true", "deleteWhen=03"]
+    overrides = ["sendMessageThreadPoolNums=16", "warmMapedFileEnable=true", "brokerIP2=192.0.2.1"]
     load_broker_settings(None, overrides)
     assert [record.getMessage() for record in caplog.records] == [
-        "no effect in this version: deleteWhen",
+        "no effect in this version: brokerIP2",
         "RocketMQ keys that do not apply here, ignored: sendMessageThreadPoolNums, warmMapedFileEnable",
     ]
 

@@ -296,6 +296,7 @@ RULES = [
             "trio_rmq/namesrv/liveness.py": "until the first broker can have expired; an event when there is none",
             "trio_rmq/remoting/listener.py": "until the first connection can be idle; and when out of file handles",
             "trio_rmq/store/flush.py": "asynchronous flush gathers writes for an interval after the first",
+            "trio_rmq/store/retention.py": "between deletions of large files: the disk gets time for others",
             "trio_rmq/store/index.py": "gathers the keys of an interval's records after the first",
             "trio_rmq/client/membership.py": "between a member's heartbeats",
             "trio_rmq/client/lite_pull_consumer.py": "between commits of progress",

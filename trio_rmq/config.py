@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1, le=2**62)]
 NotNegative = Annotated[int, Meta(ge=0, le=2**62)]
+Ratio = Annotated[int, Meta(ge=0, le=100)]
 PositiveInt32 = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 _CONSUME_QUEUE_ENTRY_BYTES = 20
@@ -129,10 +130,32 @@ class MessageStoreConfig(Struct, kw_only=True, rename=key_of_field):
     """Per cent of memory that the newest messages are taken to be cached in."""
     message_delay_level: str = "1s 5s 10s 30s 1m 2m 3m 4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h"
     delete_when: str = "04"
-    """Hours of the day, `;` between them, at which old files are deleted."""
-    file_reserved_time: NotNegative = 72
-    """Hours that a full file is kept."""
-    disk_max_used_space_ratio: Annotated[int, Meta(ge=10, le=95)] = 75
+    """Hours of the day (0 to 23, this machine's time), `;` between them, in which expired files are deleted."""
+    file_reserved_time: Annotated[int, Meta(ge=0, le=24 * 366 * 100)] = 72
+    """Hours that a full file is kept, counted from its newest record."""
+    clean_resource_interval: Positive = 10_000
+    """Milliseconds between two looks for room and for expired files."""
+    delete_commit_log_files_interval: NotNegative = 100
+    """Milliseconds between two deletions of commit log files."""
+    clean_file_forcibly_enable: bool = True
+    """Whether unexpired files go, the oldest first, when room is very short."""
+    disk_max_used_space_ratio: Ratio = 0
+    """Per cent of a disk used above which expired files go at any hour.  0: not set; when one of the three ratios is
+    set, RocketMQ's defaults of 75, 85 and 90 hold for the others (in that order), and free bytes do not count."""
+    disk_space_clean_forcibly_ratio: Ratio = 0
+    """Above it unexpired files go as well (a system property in 4.9, a key in 5.x)."""
+    disk_space_warning_level_ratio: Ratio = 0
+    """Above it sends are refused (a system property in 4.9, a key in 5.x)."""
+    disk_free_space_min_bytes: NotNegative = 256 * 1024 * 1024
+    """Ours, while no ratio is set: below this many free bytes - on a small disk a twentieth of it - sends are refused;
+    below twice as many unexpired files go, below four times as many expired ones at any hour.  0: never."""
+    enable_lmq: bool = False
+    """Whether topics and groups whose names begin with `%LMQ%` exist unregistered, each topic with one queue.  All
+    consumed offsets are then kept in lmqConsumerOffset.json, as RocketMQ does."""
+    enable_multi_dispatch: bool = False
+    """Whether a message also enters the `%LMQ%` queues that its property INNER_MULTI_DISPATCH names."""
+    max_lmq_consume_queue_num: NotNegative = 20_000
+    """Most `%LMQ%` queues; a message that would need more is refused."""
     message_index_enable: bool = True
     """Whether messages are found by key.  An index that was off is made up for in the background when it is on again,
     so there is nothing for messageIndexSafe to choose."""
@@ -152,6 +175,28 @@ class MessageStoreConfig(Struct, kw_only=True, rename=key_of_field):
     def commit_log_folder(self) -> str:
         """Where the commit log's files are."""
         return self.store_path_commit_log or f"{self.store_path_root_dir}/commitlog"
+
+    @property
+    def delete_hours(self) -> frozenset[int]:
+        """`deleteWhen` taken apart; raises ConfigError."""
+        parts = [part.strip() for part in self.delete_when.split(";") if part.strip()]
+        if not parts or not all(part.isascii() and part.isdigit() and int(part) < 24 for part in parts):
+            raise ConfigError(
+                f"deleteWhen={self.delete_when}: the value must be hours from 0 to 23 with ; between them"
+            )
+        return frozenset(map(int, parts))
+
+    @property
+    def disk_ratios(self) -> tuple[int, int, int] | None:
+        """The ratios above which expired files go, unexpired ones go, and sends are refused; None when none is set."""
+        short = self.disk_max_used_space_ratio
+        very_short = self.disk_space_clean_forcibly_ratio
+        full = self.disk_space_warning_level_ratio
+        if not (short or very_short or full):
+            return None
+        short = short or min(75, very_short or 100, full or 100)
+        very_short = very_short or max(short, min(85, full or 100))
+        return short, very_short, full or max(very_short, 90)
 
     @property
     def sync_flush(self) -> bool:
@@ -206,7 +251,7 @@ class NamesrvSettings(NamedTuple):
 
 
 _WITHOUT_EFFECT_YET = frozenset({
-    "brokerIP2", "messageDelayLevel", "deleteWhen", "fileReservedTime", "diskMaxUsedSpaceRatio",
+    "brokerIP2", "messageDelayLevel",
 })  # fmt: skip
 """Known keys whose feature is not in this version: accepted, checked, and said to have no effect."""
 
@@ -433,6 +478,16 @@ def _check_broker(settings: BrokerSettings) -> None:
         raise ConfigError(f"brokerRole={role} needs replication, which this version does not have; use ASYNC_MASTER")
     if settings.broker.broker_id != 0:
         raise ConfigError("brokerId must be 0: a master has 0, and this version has no slaves")
+    store = settings.store
+    store.delete_hours  # noqa: B018 - raises when it cannot be read
+    if store.enable_multi_dispatch and not store.enable_lmq:
+        raise ConfigError("enableMultiDispatch=true needs enableLmq=true: messages are dispatched to %LMQ% queues only")
+    ratios = store.disk_ratios
+    if ratios is not None and list(ratios) != sorted(ratios):
+        raise ConfigError(
+            "diskMaxUsedSpaceRatio, diskSpaceCleanForciblyRatio and diskSpaceWarningLevelRatio are {}, {} and {} per "
+            "cent: none may be above the next".format(*ratios)
+        )
     if not settings.broker.broker_name or not settings.broker.broker_cluster_name:
         raise ConfigError("brokerName and brokerClusterName must not be empty")
     if settings.broker.fast_port_enable and settings.broker.listen_port in (1, 2):

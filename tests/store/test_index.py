@@ -232,12 +232,12 @@ async def test_only_files_wholly_before_the_log_expire(place: Place, autojump_cl
         assert await bring_to_files(store)
         index = index_of(store)
         ends = [header(place, number)[3] for number in range(3)]
-        assert index.expire(ends[0]) == 0
-        assert index.expire(ends[0] + 1) == 1
+        assert await index.expire(ends[0]) == 0
+        assert await index.expire(ends[0] + 1) == 1
         assert await bodies(store, "u0") == []
         assert await bodies(store, "u300") == [b"x"]
-        assert index.expire(2**60) == 1
-        assert index.expire(2**60) == 0
+        assert await index.expire(2**60) == 1
+        assert await index.expire(2**60) == 0
         assert len(files(place)) == 1
         assert await bodies(store, "u449") == [b"x"]
         assert results[449].physical_offset == header(place)[3]

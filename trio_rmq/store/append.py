@@ -78,11 +78,14 @@ class Appender:
         self.bytes = 0
         self.calls = 0
 
-    def append(self, messages: Sequence[NewMessage], *, together: bool = False) -> list[AppendResult]:
+    def append(
+        self, messages: Sequence[NewMessage], *, together: bool = False, others: Sequence[ConsumeQueue] = ()
+    ) -> list[AppendResult]:
         """Append in order; one result a message.
 
-        With `together` all are stored in one file or none is.  Written when this returns, and visible unless the store
-        waits for the sync.
+        With `together` all are stored in one file or none is.  With `others`, `messages` is one message, which gets
+        its next entry in each of them as well.  Written when this returns, and visible unless the store waits for the
+        sync.
         """
         if self.refusal is not None:
             return self._refuse_all(messages, AppendStatus.SERVICE_NOT_AVAILABLE, self.refusal)
@@ -188,9 +191,22 @@ class Appender:
             position += size
         if not parts and not earlier:
             return results
+        if others:
+            self._enter(others, results[0], messages[0].tags_code, staged)
         self.last_time_ms = now
         self.calls += 1
         return self._write([*earlier, (segment_start, parts, len(staged))], staged, results)
+
+    def _enter(self, others: Sequence[ConsumeQueue], result: AppendResult, code: int, staged: Staged) -> None:
+        """Put the entry of the message with this result into more queues than its own."""
+        if result.status is _OK:
+            for queue in others:
+                if not queue.tail:
+                    self._queues.unwritten[queue] = None
+                queue.tail += _pack_entry(result.physical_offset, result.size_bytes, code)
+                queue.next_offset += 1
+                staged.append((queue, code))
+            self.messages -= len(others)  # it counts entries
 
     def _encode_v6(
         self, queue: ConsumeQueue, queue_offset: int, position: int, now: int, message: NewMessage, properties: bytes

@@ -85,6 +85,11 @@ class CommitLog:
         if file_start not in self.unsynced_starts:
             try:
                 self.files.pin(file_start)
+            except FileNotFoundError as error:
+                raise StoreFailedError(
+                    f"{self.files.path(file_start)} was deleted while in use: bring it back from a copy, or start "
+                    "again without what it held"
+                ) from error
             except OSError as error:
                 raise LogFullError(self._sentence(error)) from error
             self.unsynced_starts.append(file_start)

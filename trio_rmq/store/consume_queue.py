@@ -13,6 +13,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
+import trio
+
 from trio_rmq.errors import StoreError
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.log_files import FileHandles, LogFiles
@@ -30,6 +32,7 @@ _Predicate = Callable[[int, int], bool]
 _FILLER = ENTRY.pack(0, FILLER_SIZE, 0)
 _ENTRIES_A_READ = 4096
 _ENTRIES_A_PAGE = 204
+_QUEUES_A_SLICE = 64
 _SIZE_KEY = "mappedFileSizeConsumeQueue"
 
 
@@ -125,9 +128,13 @@ class ConsumeQueue:
     def cut(self, end_physical_offset: int) -> bool:
         """Drop every entry whose record begins at `end_physical_offset` or later, on disk too; True if a file changed.
 
+        So goes a last entry that does not rise over the one before it: a crash tore it while it was written or zeroed.
         What is not yet in files must have been dropped before (recovery).  Written on return, not synced.
         """
         end = self._first_without(lambda physical, size: physical >= 0 and size > 0 and physical < end_physical_offset)
+        newest, second = self.entry(end - 1), self.entry(end - 2)
+        if newest is not None and second is not None and newest[0] <= second[0]:
+            end -= 1
         position = end * ENTRY_SIZE_BYTES
         last = self.files.locate(position)
         before = len(self.files.starts)
@@ -137,6 +144,23 @@ class ConsumeQueue:
             changed = self.files.zero_from(position) or changed
         self._set_end(end)
         return changed
+
+    def remove_expired(self, min_physical_offset: int) -> bool:
+        """Remove the oldest file when each of its entries is of a record before `min_physical_offset`; True if it was.
+
+        The last file stays whatever it holds: it tells the queue's next offset.  Not synced on return.
+        """
+        files = self.files
+        if len(files.starts) < 2:
+            return False
+        data = files.read(files.starts[1] - ENTRY_SIZE_BYTES, ENTRY_SIZE_BYTES)
+        if len(data) == ENTRY_SIZE_BYTES and ENTRY.unpack(data)[0] >= min_physical_offset:
+            return False
+        path = files.path(files.starts[0])
+        if files.disk.exists(path):
+            files.disk.unlink(path)
+        files.forget_first()
+        return True
 
     def remove_files(self) -> None:
         """Remove all files and forget all entries: the queue is as if never written."""
@@ -310,6 +334,33 @@ class ConsumeQueues:
             self.unsynced.pop(queue.files.path(start), None)
         queue.remove_files()
         queue.start_at(offset)
+
+    async def expire(self, min_physical_offset: int) -> int:
+        """Remove the files whose entries are all of records before `min_physical_offset`; returns how many.
+
+        One file of each queue at a time, each synced before the next, so that a power loss leaves no gap.  OSError ends
+        it; what is left is for the next call.
+        """
+        removed = 0
+        queues = [queue for queue in self.table.values() if len(queue.files.starts) > 1]
+        while queues:
+            shortened = []
+            for count, queue in enumerate(queues, start=1):
+                if self.table.get((queue.topic, queue.queue_id)) is queue and queue.topic not in self._held:
+                    path = queue.files.path(queue.files.start)
+                    if queue.remove_expired(min_physical_offset):
+                        self.unsynced.pop(path, None)
+                        shortened.append(queue)
+                        self.changed_directories.add(queue.files.directory)
+                if count % _QUEUES_A_SLICE == 0:
+                    await trio.lowlevel.checkpoint()
+            removed += len(shortened)
+            queues = shortened
+            folders = {queue.files.directory for queue in shortened}
+            if folders:
+                await self._disk.sync([], directories=sorted(folders))
+                self.changed_directories.difference_update(folders)
+        return removed
 
     async def remove_topic(self, topic: str) -> int:
         """Remove all queues of `topic` with their files; returns how many there were.  Synced on return.

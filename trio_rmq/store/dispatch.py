@@ -8,7 +8,7 @@ ScheduleMessageService.computeDeliverTimestamp.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from logging import getLogger
 
 from trio_rmq.errors import StoreError
@@ -67,6 +67,10 @@ def entry_tags_code(record: CheckedRecord, delays: DelayLevels) -> int:
     return 0 if tags is None else tags_code(tags.decode("utf-8", "replace"))
 
 
+MoreQueues = Callable[[bytes], list[tuple[str, int]]]
+"""From a record's properties: (topic, offset) of each further queue, all with queue id 0."""
+
+
 class MissingEntriesError(Exception):
     """A record's queue ends before the record's place in it: entries of earlier records are missing."""
 
@@ -75,12 +79,20 @@ class Dispatcher:
     """Puts records that are read from the log into their queues, once each, in the log's order.
 
     `fences` maps a deleted topic to the physical offset of the log's end at its deletion.  With `from_start` the log
-    is read from its oldest record, so that a queue may begin anywhere.
+    is read from its oldest record, so that a queue may begin anywhere.  `more_queues` tells from a record's properties
+    which queues besides its own it stands in, and at which offsets.
     """
 
     def __init__(
-        self, queues: ConsumeQueues, delays: DelayLevels, fences: Mapping[str, int], *, from_start: bool
+        self,
+        queues: ConsumeQueues,
+        delays: DelayLevels,
+        fences: Mapping[str, int],
+        *,
+        from_start: bool,
+        more_queues: MoreQueues | None = None,
     ) -> None:
+        self._more_queues = more_queues
         self._queues = queues
         self._delays = delays
         self._fences = fences
@@ -93,12 +105,18 @@ class Dispatcher:
 
         Raises MissingEntriesError when an earlier entry of its queue is missing and was not to be expected.
         """
-        if not is_consumable(record.sys_flag) or record.physical_offset < self._fences.get(record.topic, 0):
+        if not is_consumable(record.sys_flag):
             return
-        queue = self._queues.make(record.topic, record.queue_id)
-        if record.queue_offset != queue.next_offset and (
-            self._has_entry(queue, record) or not self._fit(queue, record)
-        ):
+        self._put(record, record.topic, record.queue_id, record.queue_offset)
+        if self._more_queues is not None:
+            for name, offset in self._more_queues(record.properties):
+                self._put(record, name, 0, offset)
+
+    def _put(self, record: CheckedRecord, topic: str, queue_id: int, offset: int) -> None:
+        if record.physical_offset < self._fences.get(topic, 0):
+            return
+        queue = self._queues.make(topic, queue_id)
+        if offset != queue.next_offset and (self._has_entry(queue, record) or not self._fit(queue, offset)):
             return
         put_entry(self._queues, queue, record.physical_offset, record.size_bytes, entry_tags_code(record, self._delays))
         queue.visible = queue.next_offset
@@ -108,9 +126,9 @@ class Dispatcher:
         last = queue.last_record()
         return last is not None and record.physical_offset <= last[0]
 
-    def _fit(self, queue: ConsumeQueue, record: CheckedRecord) -> bool:
-        """Let `queue` go on at the record's offset, which is not its next one; False when the record gets no entry."""
-        name, offset, expected = f"{queue.topic}-{queue.queue_id}", record.queue_offset, queue.next_offset
+    def _fit(self, queue: ConsumeQueue, offset: int) -> bool:
+        """Let `queue` go on at a record's offset, which is not its next one; False when the record gets no entry."""
+        name, expected = f"{queue.topic}-{queue.queue_id}", queue.next_offset
         if offset > expected:
             if not self._from_start:
                 raise MissingEntriesError(name)

@@ -210,15 +210,17 @@ class Index:
                 return False
         return await self.flush()
 
-    def expire(self, min_physical_offset: int) -> int:
+    async def expire(self, min_physical_offset: int) -> int:
         """Remove the files that hold only keys of records before `min_physical_offset`; returns how many.
 
-        The last file stays, as in Apache's broker.
+        The last file stays, as in Apache's broker.  OSError ends it; what is left is for the next call.
         """
         removed = 0
         while len(self._files) > 1 and self._files[0].header.end_physical < min_physical_offset:
-            self._remove(self._files[0])
+            await self._disk.remove(self._files[0].path)
+            self._handles.forget(self._files[0].path)
             del self._files[0]
+            self._changed_directories.add(self._directory)
             removed += 1
         return removed
 

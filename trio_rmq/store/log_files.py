@@ -192,11 +192,18 @@ class LogFiles:
         return self.start
 
     def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset`, fewer when their file ends before; empty when no file holds `offset`."""
+        """`size` bytes from `offset`, fewer when their file ends before; empty when no file holds `offset`.
+
+        A file that somebody deleted behind our back holds nothing.
+        """
         start = self.locate(offset)
         if start is None:
             return b""
-        return self.disk.pread(self._handles.get(self.path(start)), size, offset - start)
+        try:
+            handle = self._handles.get(self.path(start))
+        except FileNotFoundError:
+            return b""
+        return self.disk.pread(handle, size, offset - start)
 
     def write(self, offset: int, data: Data) -> None:
         """Write all of `data`, which fits the file that holds `offset`.  Written on return, not synced.
@@ -227,6 +234,13 @@ class LogFiles:
             raise
         self.starts.append(start)
         self.changed_directories.add(self.directory)
+
+    def forget_first(self) -> str:
+        """Take the oldest file, which was removed or is about to be, out of the sequence; returns its path."""
+        path = self.path(self.starts[0])
+        self._handles.forget(path)
+        del self.starts[0]
+        return path
 
     def remove_from(self, start: int) -> None:
         """Remove the files that begin at `start` or later, the last one first."""

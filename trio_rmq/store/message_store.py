@@ -32,8 +32,10 @@ from trio_rmq.store.index import Index
 from trio_rmq.store.json_files import ConfigFile
 from trio_rmq.store.log_files import FileHandles
 from trio_rmq.store.messages import AppendResult, GetResult, NewMessage, QueryResult, StoreStatistics
+from trio_rmq.store.multi_dispatch import MultiDispatch, dispatched_to
 from trio_rmq.store.reading import Reader
 from trio_rmq.store.recovery import Progress, Recovered, Recovery
+from trio_rmq.store.retention import Retention
 from trio_rmq.wire.ids import NO_HOST, Host
 
 _log = getLogger(__name__)
@@ -72,6 +74,11 @@ class MessageStore:
             wrote=self._wrote,
             failed=self._fail,
         )
+        put: Appender | MultiDispatch = self._appender
+        if config.enable_multi_dispatch:
+            put = MultiDispatch(self._appender, self._queues, queues_max=config.max_lmq_consume_queue_num)
+        self._put = put.append
+        self._more_queues = dispatched_to if config.enable_multi_dispatch else None
         self._log_flusher = LogFlusher(
             disk,
             self._log,
@@ -116,6 +123,15 @@ class MessageStore:
             bytes_max=config.max_transfer_bytes_on_message_in_memory,
             end=lambda: self.max_physical_offset,
         )
+        self._retention = Retention(
+            disk,
+            self._log,
+            self._queues,
+            self._index,
+            config,
+            synced_end=lambda: self._log_flusher.synced_offset,
+            refuse=self._refuse,
+        )
         self._unsynced: deque[tuple[int, int, Staged]] = deque()
         self._visible_time_ms = 0
         self._failed_event = trio.Event()
@@ -144,7 +160,7 @@ class MessageStore:
         return self._append(messages, together=True)
 
     def _append(self, messages: Sequence[NewMessage], *, together: bool = False) -> list[AppendResult]:
-        results = self._appender.append(messages, together=together)
+        results = self._put(messages, together=together)
         if self._index is not None and results and not self.sync_flush:
             self._index.appended(messages, results)
         return results
@@ -296,6 +312,20 @@ class MessageStore:
             removed = await self._queues.remove_topic(topic)
         return removed  # noqa: RET504 - mypy takes a cancel scope to swallow returns
 
+    # Old files ---------------------------------------------------------------------------------------------------
+
+    async def run_retention(self) -> None:
+        """The service that deletes old files and looks after the room on the disk; whoever keeps the store runs it."""
+        await self._retention.run()
+
+    def delete_expired_soon(self) -> None:
+        """Have `run_retention` delete, at once and whatever the hour, the log files that are expired now."""
+        self._retention.delete_expired_soon()
+
+    async def expire_queues(self) -> None:
+        """Delete queue and index files that hold nothing but what pointed to deleted log files.  OSError ends it."""
+        await self._retention.expire_queues()
+
     # Life --------------------------------------------------------------------------------------------------------
 
     async def _open(self, progress: Progress | None) -> None:
@@ -324,6 +354,7 @@ class MessageStore:
                 self._fences,
                 check_body_crc=self._check_body_crc,
                 progress=progress,
+                more_queues=self._more_queues,
             )
             self.recovered = await recovery.run(clean=clean)
         except BlockingIOError as error:
@@ -404,6 +435,10 @@ class MessageStore:
         if on_arrival is not None:
             for queue, code in staged:
                 on_arrival(queue.topic, queue.queue_id, queue.visible, code)
+
+    def _refuse(self, sentence: str | None) -> None:
+        if self.failure is None:
+            self._appender.refusal = sentence
 
     def _fail(self, reason: StoreFailedError) -> None:
         if self.failure is None:

@@ -47,6 +47,8 @@ class AppendStatus(IntEnum):
     """Topic or body too long, or the record fits no log file."""
     PROPERTIES_SIZE_EXCEEDED = 7
     """The properties do not fit the record's 16-bit length."""
+    LMQ_CONSUME_QUEUE_NUM_EXCEEDED = 10
+    """It is to go to more `%LMQ%` queues than there may be."""
 
 
 class AppendResult(msgspec.Struct, gc=False):

@@ -128,8 +128,27 @@ class Reader:
             return GetResult(status, next_offset, begin, end)
         body = b"".join(records) if accept is not None else self._read_records(picked, total)
         if len(body) != total:  # a log file is missing or cut short under our feet
-            return GetResult(GetStatus.MESSAGE_WAS_REMOVING, next_offset, begin, end)
+            return self._get_around(offset, data, picked, begin, end)
         return GetResult(GetStatus.FOUND, next_offset, begin, end, body, len(picked))
+
+    def _get_around(self, offset: int, data: bytes, picked: list[tuple[int, int]], begin: int, end: int) -> GetResult:
+        """The picked records before the first that cannot be read; or, when that is the first, on to the next file."""
+        records: list[bytes] = []
+        for physical, size in picked:
+            record = self._log.read(physical, size)
+            if len(record) != size:
+                break
+            records.append(record)
+        places = [entry[0] for entry in ENTRY.iter_unpack(data)]
+        if records:
+            after = places.index(picked[len(records) - 1][0]) + 1
+            return GetResult(GetStatus.FOUND, offset + after, begin, end, b"".join(records), len(records))
+        physical = picked[0][0]
+        at = places.index(physical)
+        file_size = self._log.files.file_size
+        file_end = physical - physical % file_size + file_size
+        after = next((index for index in range(at, len(places)) if places[index] >= file_end), len(places))
+        return GetResult(GetStatus.MESSAGE_WAS_REMOVING, offset + after, begin, end)
 
     def _read_records(self, picked: list[tuple[int, int]], total: int) -> bytes:
         """The records at `picked`, joined.  Neighbours with small gaps between them come with one read."""

@@ -20,9 +20,9 @@ import trio
 from trio_rmq.errors import StoreCorruptError
 from trio_rmq.store.checkpoint import Checkpoint
 from trio_rmq.store.commit_log import CommitLog
-from trio_rmq.store.consume_queue import ConsumeQueues
+from trio_rmq.store.consume_queue import ConsumeQueue, ConsumeQueues
 from trio_rmq.store.disk import Disk
-from trio_rmq.store.dispatch import DelayLevels, Dispatcher, MissingEntriesError
+from trio_rmq.store.dispatch import DelayLevels, Dispatcher, MissingEntriesError, MoreQueues
 from trio_rmq.wire.record import CheckedRecord, RecordKind
 
 _log = getLogger(__name__)
@@ -67,7 +67,9 @@ class Recovery:
         *,
         check_body_crc: bool = True,
         progress: Progress | None = None,
+        more_queues: MoreQueues | None = None,
     ) -> None:
+        self._more_queues = more_queues
         self._disk = disk
         self._log = log
         self._queues = queues
@@ -137,6 +139,19 @@ class Recovery:
     def _cut_queues(self, begin: int) -> None:
         for queue in self._queues.table.values():
             self._queues.cut(queue, begin)
+            last = queue.last_record()
+            if last is not None and queue.entry(queue.visible - 2) is None and not self._is_of(queue, last[0]):
+                self._queues.restart(queue, queue.visible - 1)
+
+    def _is_of(self, queue: ConsumeQueue, physical_offset: int) -> bool:
+        """Whether a queue's only entry leads to a record of it, as far as the log goes back; else a crash tore it."""
+        if physical_offset < self._log.min_offset:
+            return True
+        record = self._log.check_at(physical_offset, check_body_crc=False)
+        place = (queue.topic, queue.visible - 1)
+        return (record.topic, record.queue_offset) == place or (
+            self._more_queues is not None and place in self._more_queues(record.properties)
+        )
 
     def _doubt_names(self) -> None:
         """A process that was killed may not have synced the names it made: see to it that they are."""
@@ -150,7 +165,13 @@ class Recovery:
 
     async def _read(self, begin: int, clean: bool) -> Recovered:
         log = self._log
-        dispatcher = Dispatcher(self._queues, self._delays, self._fences, from_start=begin == log.min_offset)
+        dispatcher = Dispatcher(
+            self._queues,
+            self._delays,
+            self._fences,
+            from_start=begin == log.min_offset,
+            more_queues=self._more_queues,
+        )
         total = log.files.end - begin
         records, last_time_ms, end = 0, 0, begin
         for offset, record in log.scan(begin, check_body_crc=self._check_body_crc):
