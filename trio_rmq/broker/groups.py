@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 class GroupTable:
     """All consumer groups of one broker; `auto_create` makes an unknown one on first use."""
 
-    def __init__(self, *, auto_create: bool) -> None:
+    def __init__(self, *, auto_create: bool, lmq_enable: bool = False) -> None:
+        self._lmq_enable = lmq_enable
         self.auto_create = auto_create
         """Whether an unknown group is made on first use."""
         self._groups = {name: SubscriptionGroupConfig(group_name=name) for name in names.SYSTEM_GROUPS}
@@ -39,12 +40,18 @@ class GroupTable:
         """Whether the table differs from what was last encoded for its file."""
 
     def get(self, name: str) -> SubscriptionGroupConfig | None:
-        """The group, or None."""
-        return self._groups.get(name)
+        """The group, or None.  With enableLmq every `%LMQ%` group is there, as new, without being kept."""
+        group = self._groups.get(name)
+        if group is None and self._is_light(name):
+            return SubscriptionGroupConfig(group_name=name)
+        return group
+
+    def _is_light(self, name: str) -> bool:
+        return self._lmq_enable and name.startswith(names.LMQ_PREFIX)
 
     def find(self, name: str) -> SubscriptionGroupConfig | None:
         """The group, made when it is missing, has a valid name and groups are made on first use; else None."""
-        group = self._groups.get(name)
+        group = self.get(name)
         if group is None and self.auto_create and names.group_problem(name) is None and len(self._groups) < GROUPS_MAX:
             group = SubscriptionGroupConfig(group_name=name)
             self.update(group)
@@ -54,7 +61,9 @@ class GroupTable:
         return iter(list(self._groups.values()))
 
     def update(self, group: SubscriptionGroupConfig) -> None:
-        """Make or replace a group; RequestError SYSTEM_ERROR when there are GROUPS_MAX already."""
+        """Make or replace a group, but no `%LMQ%` one; RequestError SYSTEM_ERROR when there are GROUPS_MAX already."""
+        if self._is_light(group.group_name):
+            return
         if group.group_name not in self._groups and len(self._groups) >= GROUPS_MAX:
             raise RequestError(
                 ResponseCode.SYSTEM_ERROR, f"this broker has {GROUPS_MAX} groups, the most it takes: delete some"

@@ -21,6 +21,8 @@ OFFSET_MOVED_TOPIC = "OFFSET_MOVED_EVENT"
 TRACE_TOPIC = "RMQ_SYS_TRACE_TOPIC"
 RETRY_PREFIX = "%RETRY%"
 DLQ_PREFIX = "%DLQ%"
+LMQ_PREFIX = "%LMQ%"
+"""Light message queues: topics and groups that exist unregistered (enableLmq)."""
 REPLY_SUFFIX = "_REPLY_TOPIC"
 
 SYSTEM_TOPICS = frozenset(

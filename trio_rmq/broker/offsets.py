@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from trio_rmq.broker.names import LMQ_PREFIX
 from trio_rmq.wire.groups import ConsumerOffsets, decode_consumer_offsets, encode_consumer_offsets
 
 SEPARATOR = "@"
 
 
 class ConsumerOffsetTable:
-    """All consumed offsets of one broker; an offset is the queue offset of the next message to consume."""
+    """All consumed offsets of one broker; an offset is the queue offset of the next message to consume.
 
-    def __init__(self) -> None:
+    With `lmq_enable` the file has those of `%LMQ%` groups in a table of their own (RocketMQ's lmqConsumerOffset.json).
+    """
+
+    def __init__(self, *, lmq_enable: bool = False) -> None:
+        self._lmq_enable = lmq_enable
         self._offsets: dict[str, dict[int, int]] = {}
         self.unsaved = False
         """Whether the table differs from what was last encoded for its file."""
@@ -63,8 +68,24 @@ class ConsumerOffsetTable:
     def encode(self, *, pretty: bool = True) -> bytes:
         """The content of consumerOffset.json; the table counts as saved."""
         self.unsaved = False
-        return encode_consumer_offsets(ConsumerOffsets(offset_table=self._offsets), pretty=pretty)
+        if not self._lmq_enable:
+            return encode_consumer_offsets(ConsumerOffsets(offset_table=self._offsets), pretty=pretty)
+        light = {key: queues for key, queues in self._offsets.items() if _of_light_group(key)}
+        return encode_consumer_offsets(
+            ConsumerOffsets(
+                offset_table={key: queues for key, queues in self._offsets.items() if key not in light},
+                lmq_offset_table={key: offset for key, queues in light.items() for offset in queues.values()},
+            ),
+            pretty=pretty,
+        )
 
     def load(self, content: bytes) -> None:
-        """Take the content of consumerOffset.json."""
-        self._offsets = decode_consumer_offsets(content).offset_table
+        """Take the content of consumerOffset.json or lmqConsumerOffset.json."""
+        offsets = decode_consumer_offsets(content)
+        self._offsets = offsets.offset_table
+        for key, offset in (offsets.lmq_offset_table or {}).items():
+            self._offsets[key] = {0: offset}
+
+
+def _of_light_group(key: str) -> bool:
+    return key.rpartition(SEPARATOR)[2].startswith(LMQ_PREFIX)

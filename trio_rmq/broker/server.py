@@ -15,6 +15,7 @@ import trio
 
 from trio_rmq.broker.groups import GroupTable
 from trio_rmq.broker.handlers.admin import BrokerAdminHandlers, GroupAdminHandlers, TopicAdminHandlers
+from trio_rmq.broker.handlers.cleanup import CleanupHandlers
 from trio_rmq.broker.handlers.heartbeat import HeartbeatHandlers
 from trio_rmq.broker.handlers.locks import LockHandlers
 from trio_rmq.broker.handlers.offset import OffsetHandlers
@@ -40,6 +41,7 @@ from trio_rmq.remoting.session import SessionCallback
 from trio_rmq.remoting.settings import RemotingSettings
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.dispatch import DelayLevels
+from trio_rmq.store.json_files import ConfigFile
 from trio_rmq.store.message_store import MessageStore, open_message_store
 from trio_rmq.supervision import lone_errors, serving_while, without_readiness
 from trio_rmq.wire.ids import Host, pack_host
@@ -135,9 +137,14 @@ class _Broker:
         self._store = store
         self._place = place
         delay_levels = len(DelayLevels(store_config.message_delay_level).delays_ms)
-        self._topics = TopicTable(config, delay_levels=delay_levels)
-        self._groups = GroupTable(auto_create=config.auto_create_subscription_group)
-        self._offsets = ConsumerOffsetTable()
+        lmq_enable = store_config.enable_lmq
+        self._topics = TopicTable(config, delay_levels=delay_levels, lmq_enable=lmq_enable)
+        self._groups = GroupTable(auto_create=config.auto_create_subscription_group, lmq_enable=lmq_enable)
+        self._offsets = ConsumerOffsetTable(lmq_enable=lmq_enable)
+        if lmq_enable:  # RocketMQ keeps all offsets in another file then; where it is missing, the usual one counts
+            ConfigFile(f"{store_config.store_path_root_dir}/config/consumerOffset.json", disk=disk).load(
+                self._offsets.load
+            )
         self._held_pulls = HeldPulls()
         self._members = Members(self._notify_enabled, expiry_seconds=config.channel_expired_timeout / 1000)
         self._persistence = Persistence(
@@ -145,7 +152,7 @@ class _Broker:
             {
                 "topics.json": self._topics,
                 "subscriptionGroup.json": self._groups,
-                "consumerOffset.json": self._offsets,
+                "lmqConsumerOffset.json" if lmq_enable else "consumerOffset.json": self._offsets,
             },
             interval_seconds=config.flush_consumer_offset_interval / 1000,
             disk=disk,
@@ -180,6 +187,7 @@ class _Broker:
         QueryHandlers(store, self._store_config.default_query_max_num).register(table)
         saved = self._persistence.saved
         TopicAdminHandlers(self._config.broker_name, topics, store, offsets, saved).register(table)
+        CleanupHandlers(topics, store, offsets, saved).register(table)
         GroupAdminHandlers(groups, offsets, saved).register(table)
         runtime = RuntimeInfo(store, self._held_pulls)
         BrokerAdminHandlers(self._config, topics, self._properties, runtime.table, self._settings_changed).register(
@@ -206,6 +214,7 @@ class _Broker:
             trio.open_nursery() as services,
         ):
             services.start_soon(self._end_with_store)
+            services.start_soon(self._store.run_retention)
             registration = Registration(self._config, self._topics, client, self._place.advertised)
             self._topics.on_change = lambda name: self._topic_changed(registration, name)
             self._groups.on_change = self._persistence.save_soon

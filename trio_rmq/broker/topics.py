@@ -47,8 +47,9 @@ _FULL = PERMISSION_READ | PERMISSION_WRITE | PERMISSION_INHERIT
 class TopicTable:
     """All topics of one broker."""
 
-    def __init__(self, config: BrokerConfig, *, delay_levels: int) -> None:
+    def __init__(self, config: BrokerConfig, *, delay_levels: int, lmq_enable: bool = False) -> None:
         self._config = config
+        self._lmq_enable = lmq_enable
         self._topics: dict[str, TopicConfig] = {}
         self._system: set[str] = set(names.SYSTEM_TOPICS)
         self.data_version = DataVersion(counter=0, timestamp=wall_ms())
@@ -86,8 +87,15 @@ class TopicTable:
     # -- reading ------------------------------------------------------------------------------------------------
 
     def get(self, name: str) -> TopicConfig | None:
-        """The topic, or None."""
-        return self._topics.get(name)
+        """The topic, or None.  With enableLmq every `%LMQ%` topic is there, with one queue, registered nowhere."""
+        topic = self._topics.get(name)
+        if topic is None and self.is_light(name):
+            return TopicConfig(topic_name=name, read_queue_nums=1, write_queue_nums=1, perm=PERMISSION_DEFAULT)
+        return topic
+
+    def is_light(self, name: str) -> bool:
+        """Whether the name is that of a light message queue, whose topic is in no table."""
+        return self._lmq_enable and name.startswith(names.LMQ_PREFIX)
 
     def __iter__(self) -> Iterator[TopicConfig]:
         return iter(list(self._topics.values()))
@@ -113,8 +121,10 @@ class TopicTable:
     def update(self, topic: TopicConfig) -> None:
         """Make or replace a topic; the next registration sets its `order` flag as the name server's table says.
 
-        RequestError SYSTEM_ERROR when there are TOPICS_MAX already.
+        Without effect on a light message queue.  RequestError SYSTEM_ERROR when there are TOPICS_MAX already.
         """
+        if self.is_light(topic.topic_name):
+            return
         old = self._topics.get(topic.topic_name)
         if old is None and len(self._topics) >= TOPICS_MAX:
             raise RequestError(
@@ -200,6 +210,8 @@ class TopicTable:
         """
         missing: dict[str, int] = {}
         for name, queue_id in queues:
+            if name.startswith(names.LMQ_PREFIX):
+                continue
             if name not in self._topics and names.topic_problem(name) is None:
                 missing[name] = max(missing.get(name, 0), queue_id + 1)
         for name, found in missing.items():

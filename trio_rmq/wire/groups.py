@@ -124,10 +124,14 @@ class GroupList(msgspec.Struct, kw_only=True, rename="camel", omit_defaults=True
 
 
 class ConsumerOffsets(msgspec.Struct, kw_only=True, rename="camel", omit_defaults=True):
-    """Consumed offsets: `topic@group` -> queue id -> next offset; also consumerOffset.json.  Version only from 5.x."""
+    """Consumed offsets: `topic@group` -> queue id -> next offset; also consumerOffset.json.  Version only from 5.x.
+
+    `lmq_offset_table` (lmqConsumerOffset.json): those of `%LMQ%` groups, `topic@group` -> next offset.
+    """
 
     data_version: DataVersion | None = None
     group_topic_map: dict[str, list[str]] | None = None
+    lmq_offset_table: dict[str, int] | None = None
     offset_table: dict[str, dict[int, int]] = shown_dict()
 
 
