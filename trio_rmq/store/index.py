@@ -1,10 +1,10 @@
 """The index: finds records by unique key and by key, in RocketMQ's index files.
 
-It follows the log: keys of plain records that are visible at once come from the messages themselves; those of all
-others a service reads back from the page cache soon after they were written, in slices.  They wait in memory (at most
-some `GROUP_KEYS_MAX`, 20 bytes each); groups of them go to the files.  So a backlog takes no memory, and an index that
-is missing, older than the log or cut by a crash is made again in the background, from the first record that it does not
-hold, while the store serves.
+It follows the log, a few milliseconds behind and off the path of the appends: a service takes the keys of plain records
+that are visible at once from the messages themselves, and reads all others back from the page cache, in slices.  Keys
+wait in memory (at most some `GROUP_KEYS_MAX`, 20 bytes each); groups of them go to the files.  So a backlog takes no
+memory, and an index that is missing, older than the log or cut by a crash is made again in the background, from the
+first record that it does not hold, while the store serves.
 
 Invariants: an index file never holds a key of a record that is not synced; the header of a file counts a group only
 after the checkpoint's index time covers it, so that Apache's rule for unclean starts (files newer than that time are
@@ -15,6 +15,7 @@ its topic and key really are those asked for.  Source of the rules: RocketMQ Ind
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from logging import getLogger
@@ -29,7 +30,7 @@ from trio_rmq.store.disk import Disk
 from trio_rmq.store.index_file import HEADER_SIZE_BYTES, Header, IndexFile, IndexLostError
 from trio_rmq.store.index_keys import Pending, key_hash, keys_of, read_keyed, take_appended, take_plain
 from trio_rmq.store.log_files import FileHandles
-from trio_rmq.store.messages import AppendResult, NewMessage, QueryResult
+from trio_rmq.store.messages import AppendResult, AppendStatus, NewMessage, QueryResult
 from trio_rmq.wire.record import RecordKind, check_record
 
 _log = getLogger(__name__)
@@ -37,8 +38,11 @@ _log = getLogger(__name__)
 GROUP_KEYS_MAX = 100_000
 """Most keys that wait in memory: 2 MB; a group that large has some 20 of them in each page of slots."""
 
-_GATHER_SECONDS = 0.1
-"""How long after a write its records' keys may be gathered; a query gathers them at once."""
+_GATHER_SECONDS = 0.005
+"""How long after a write its records' keys are gathered; a query gathers them at once."""
+
+_FRESH_MESSAGES_MAX = 10_000
+"""Most messages that wait for that; more are read back from the log."""
 
 _RECORDS_A_SLICE = 250
 _BLOCK_BYTES = 128 * 1024
@@ -91,6 +95,9 @@ class Index:
         self._wake = trio.Event()
         self._lock = trio.Lock()
         self._failed = self._complained = self._loaded = self._was_clean = False
+        self._fresh: deque[tuple[Sequence[NewMessage], Sequence[AppendResult]]] = deque()
+        self._fresh_messages = 0
+        self._fresh_end = -1
         self._held_at = -1
         self._held = 0
         self.position = 0
@@ -192,9 +199,15 @@ class Index:
         self._wake.set()
 
     def appended(self, messages: Sequence[NewMessage], results: Sequence[AppendResult]) -> None:
-        """These were appended and are visible: take their keys, unless earlier ones are still to be read."""
-        if results[0].physical_offset == self.position and len(self._pending.hashes) < GROUP_KEYS_MAX:
-            self.position = take_appended(zip(messages, results, strict=True), self._pending) or self.position
+        """These were appended and are visible: keep them for `gather`, unless earlier ones are still to be read."""
+        end = self._fresh_end if self._fresh else self.position
+        last = results[-1]
+        if results[0].physical_offset != end or last.status is not AppendStatus.PUT_OK:
+            return
+        if self._fresh_messages < _FRESH_MESSAGES_MAX:
+            self._fresh.append((messages, results))
+            self._fresh_messages += len(messages)
+            self._fresh_end = last.physical_offset + last.size_bytes
 
     async def close(self) -> bool:
         """Bring the files up to the log's end; False when that failed, so that the next start must look after them.
@@ -232,6 +245,12 @@ class Index:
         position = max(self.position, self._log.min_offset)
         if position >= end or len(self._pending.hashes) >= GROUP_KEYS_MAX:
             return False
+        if self._fresh:
+            messages, results = self._fresh.popleft()
+            self._fresh_messages -= len(messages)
+            if results[0].physical_offset == self.position:
+                self.position = take_appended(zip(messages, results, strict=True), self._pending) or self.position
+            return True
         try:
             block = self._log.read(position, min(_BLOCK_BYTES, end - position))
             if not block:
