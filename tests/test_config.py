@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from pathlib import Path
 
 import msgspec
@@ -161,3 +162,35 @@ def test_addresses_and_origins() -> None:
     assert BrokerConfig(namesrv_addr="a:1; b:2;;").name_servers() == ["a:1", "b:2"]
     assert RemotingConfig(allowed_origins="https://a, https://b;").origins() == {"https://a", "https://b"}
     assert MessageStoreConfig(store_path_root_dir="/s").commit_log_folder == "/s/commitlog"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["deleteWhen=24"], "deleteWhen=24: the value must be hours from 0 to 23"),
+        (["deleteWhen=04:16"], "hours from 0 to 23 with ; between them"),
+        (["deleteWhen=;"], "hours from 0 to 23"),
+        (["diskMaxUsedSpaceRatio=90", "diskSpaceCleanForciblyRatio=80"], "90, 80 and 90 per cent: none may be above"),
+        (["diskSpaceWarningLevelRatio=101"], "from 0 to 100"),
+        (["enableMultiDispatch=true"], "needs enableLmq=true"),
+    ],
+)
+def test_retention_settings_that_cannot_be(overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        load_broker_settings(None, overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ratios"),
+    [
+        ([], None),
+        (["diskMaxUsedSpaceRatio=75"], (75, 85, 90)),
+        (["diskMaxUsedSpaceRatio=92"], (92, 92, 92)),
+        (["diskSpaceWarningLevelRatio=60"], (60, 60, 60)),
+        (["diskSpaceCleanForciblyRatio=95"], (75, 95, 95)),
+    ],
+)
+def test_one_ratio_brings_rocketmqs_others(overrides: list[str], ratios: tuple[int, int, int] | None) -> None:
+    store = load_broker_settings(None, [*overrides, "deleteWhen=4; 16;"]).store
+    assert store.disk_ratios == ratios
+    assert store.delete_hours == {4, 16}

@@ -142,3 +142,21 @@ def test_an_unwritable_folder_is_a_sentence(tmp_path: Path) -> None:
 
     with pytest.raises(StoreError, match=r"store folder .* cannot be used .*must be readable and writable"):
         trio.run(start)
+
+
+@pytest.mark.trio
+async def test_a_file_that_lost_its_name_cannot_be_synced(at: tuple[Disk, str]) -> None:
+    disk, root = at
+    disk.make_directories(root)
+    path = f"{root}/log"
+    handle = disk.open(path, create=True)
+    disk.pwrite(handle, b"x", 0)
+    await disk.sync([handle], directories=[root])
+    await disk.remove(path)
+    assert not disk.exists(path)
+    disk.pwrite(handle, b"y", 1)
+    with pytest.raises(FileNotFoundError, match="deleted while in use"):
+        await disk.sync([handle])
+    disk.close(handle)
+    await disk.remove(path)
+    await disk.sync([], paths=[path])

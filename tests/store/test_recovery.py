@@ -6,6 +6,7 @@ import pytest
 
 from trio_rmq.clock import use_wall_clock
 from trio_rmq.errors import StoreCorruptError, StoreError
+from trio_rmq.store.consume_queue import ENTRY, FILLER_SIZE
 from trio_rmq.store.messages import GetStatus
 from trio_rmq.testing.stores import FILE_SIZE, Place, new_message, stored
 from trio_rmq.wire.hashing import tags_code
@@ -77,6 +78,32 @@ async def test_after_a_crash_reading_begins_at_a_file_older_than_the_checkpoint(
         assert store.recovered.start_offset == 3 * FILE_SIZE
         assert 0 < store.recovered.records < 60
     await check(place, 200)
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("first", [False, True])
+async def test_an_entry_torn_while_it_was_zeroed_is_made_again(place: Place, first: bool) -> None:
+    async with place.open() as store:
+        for n in range(200):
+            with use_wall_clock(lambda: 1_000_000 + n * 1000):  # noqa: B023 - used at once
+                stored(store.append([new_message(str(n).encode().ljust(500), queue_id=n % 3, tags=f"t{n % 5}")]))
+        queue = store._queues.table["T", 0]
+        torn = next(n for n in range(67) if (entry := queue.entry(n)) is not None and entry[0] >= 3 * FILE_SIZE)
+    place.crash()
+    start = torn * 20 // 400 * 400
+    if first:  # as if the queue began with this file
+        for older in range(0, start, 400):
+            place.disk.unlink(f"{place.root}/consumequeue/T/0/{older:020d}")
+        for n in range(start // 20, torn):
+            place.write(f"consumequeue/T/0/{start:020d}", ENTRY.pack(0, FILLER_SIZE, 0), n * 20 - start)
+    place.write(f"consumequeue/T/0/{start:020d}", bytes(8), torn * 20 - start)
+    if not first:
+        await check(place, 200)
+        return
+    async with place.open() as store:
+        assert (store.min_offset("T", 0), store.max_offset("T", 0)) == (torn, 67)
+        records = decode_records(store.get_messages("T", 0, torn, max_count=32).body)
+        assert [(record.queue_offset, int(record.body)) for record in records] == [(n, n * 3) for n in range(torn, 67)]
 
 
 @pytest.mark.trio
