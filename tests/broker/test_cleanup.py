@@ -91,7 +91,7 @@ async def test_without_room_sends_are_14_until_there_is_room(autojump_clock: Moc
         assert (await client.send()).code == 0
         free, size = disk.space("store")
         disk.capacity_bytes = (size - free) * 100 // 94
-        await trio.sleep(10)
+        await trio.sleep(11)
         answer = await client.send()
         assert answer.code == ResponseCode.SERVICE_NOT_AVAILABLE
         assert answer.remark is not None
@@ -99,7 +99,7 @@ async def test_without_room_sends_are_14_until_there_is_room(autojump_clock: Moc
             assert word in answer.remark
         assert len(await client.stored()) == 1
         disk.capacity_bytes = None
-        await trio.sleep(10)
+        await trio.sleep(11)
         assert (await client.send()).ext_fields()["queueOffset"] == "1"
 
 

@@ -232,9 +232,9 @@ async def test_above_90_per_cent_sends_are_refused_and_taken_again(twin: FaultyD
     async with kept(Place(twin, "store"), **RATIOS, clean_file_forcibly_enable=False) as store:
         fill(store, 5)
         before = store.max_physical_offset
-        await trio.sleep(10)
+        await trio.sleep(11)
         use(twin, 90.5)
-        await trio.sleep(10)
+        await trio.sleep(11)
         results = store.append([new_message(), new_message(b"")]) + store.append_batch([new_message()])
         for result in results:
             assert result.status is AppendStatus.SERVICE_NOT_AVAILABLE
@@ -245,7 +245,7 @@ async def test_above_90_per_cent_sends_are_refused_and_taken_again(twin: FaultyD
         assert store.max_physical_offset == before
         assert len(log_files(twin)) == 5
         use(twin, 60)
-        await trio.sleep(10)
+        await trio.sleep(11)
         stored(store.append([new_message()]))
 
 
@@ -274,7 +274,7 @@ async def test_without_ratios_free_bytes_decide(twin: FaultyDisk, autojump_clock
         assert result.status is AppendStatus.SERVICE_NOT_AVAILABLE
         assert "diskFreeSpaceMinBytes" in result.remark
         leave(5 * least)
-        await trio.sleep(10)
+        await trio.sleep(11)
         stored(store.append([new_message()]))
 
 
