@@ -20,6 +20,11 @@ from trio_rmq.testing.stores import Place, new_message
 from trio_rmq.wire.record import decode_records
 
 QUEUES = 3
+SETTINGS: list[dict[str, object]] = [
+    {"flush_disk_type": "SYNC_FLUSH"},
+    {},
+    {"flush_disk_type": "SYNC_FLUSH", "flush_consume_queue_thorough_interval": 100},
+]
 
 
 class History:
@@ -121,14 +126,14 @@ def crash_everywhere(settings: dict[str, object], loss: str, seed: int) -> None:
                 break
 
 
-@pytest.mark.parametrize("settings", [{"flush_disk_type": "SYNC_FLUSH"}, {}], ids=["sync", "async"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=["sync", "async", "marks"])
 @pytest.mark.parametrize("loss", ["kill", "power"])
 def test_crash_at_every_call(settings: dict[str, object], loss: str) -> None:
     crash_everywhere(settings, loss, 0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{"flush_disk_type": "SYNC_FLUSH"}, {}], ids=["sync", "async"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=["sync", "async", "marks"])
 @pytest.mark.parametrize("loss", ["kill", "power"])
 def test_crash_at_every_call_of_many_histories(settings: dict[str, object], loss: str) -> None:
     for seed in range(1, 12):

@@ -115,7 +115,7 @@ async def test_sync_flush_survives_power_loss_over_file_ends(autojump_clock: tri
 @pytest.mark.trio
 async def test_async_flush_syncs_in_the_background(autojump_clock: trio.testing.MockClock) -> None:
     disk = FaultyDisk()
-    async with Place(disk, "store").open() as store:
+    async with Place(disk, "store").open(flush_consume_queue_least_pages=0) as store:
         stored(store.append([new_message(b"x" * 5000) for _ in range(5)]))
         assert store.max_offset("T", 0) == 5
         await store.wait_durable(10**9)
@@ -145,7 +145,7 @@ async def test_an_idle_store_wakes_nobody(autojump_clock: trio.testing.MockClock
 async def test_entries_reach_their_files_in_groups(autojump_clock: trio.testing.MockClock) -> None:
     disk = FaultyDisk()
     place = Place(disk, "store")
-    async with place.open() as store:
+    async with place.open(flush_consume_queue_least_pages=0) as store:
         for n in range(200):
             stored(store.append([new_message(queue_id=n % 2)]))
         assert store.statistics().queue_entries_unwritten == 200
@@ -163,6 +163,18 @@ async def test_entries_reach_their_files_in_groups(autojump_clock: trio.testing.
         times = [int.from_bytes(place.read("checkpoint")[at : at + 8], "big") for at in (0, 8, 16)]
         assert times[0] == times[1] == store.statistics().last_store_timestamp_ms
         assert times[2] == 0
+
+
+@pytest.mark.trio
+async def test_little_waits_for_the_thorough_interval(autojump_clock: trio.testing.MockClock) -> None:
+    """Two pages of entries are written each second, less once a minute: a thousand slow queues cost little."""
+    async with Place(FaultyDisk(), "store").open() as store:
+        stored(store.append([new_message(queue_id=0) for _ in range(410)]))
+        stored(store.append([new_message(queue_id=1) for _ in range(400)]))
+        await trio.sleep(1.5)
+        assert store.statistics().queue_entries_unwritten == 400
+        await trio.sleep(60)
+        assert store.statistics().queue_entries_unwritten == 0
 
 
 @pytest.mark.trio
@@ -317,7 +329,7 @@ async def test_a_failed_write_ends_the_store() -> None:
 async def test_queue_files_that_cannot_be_written_wait_in_memory(autojump_clock: trio.testing.MockClock) -> None:
     disk = FaultyDisk()
     place = Place(disk, "store")
-    async with place.open() as store:
+    async with place.open(flush_consume_queue_least_pages=0) as store:
         stored(store.append([new_message() for _ in range(30)]))
         disk.fail_next("create", errno.ENOSPC)
         disk.fail_next("pwrite", errno.ENOSPC)

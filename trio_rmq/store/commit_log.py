@@ -134,6 +134,12 @@ class CommitLog:
         """`size` bytes of one record or of several in one file; shorter or empty when they are not there."""
         return self.files.read(physical_offset, size)
 
+    def before(self, physical_offset: int, size: int) -> bytes:
+        """The last bytes, at most `size`, of the file that `physical_offset` is in that come before it."""
+        size = min(size, physical_offset % self.files.file_size)
+        data = self.files.read(physical_offset - size, size)
+        return data if len(data) == size else b""
+
     def check_at(self, physical_offset: int, *, check_body_crc: bool = True) -> CheckedRecord:
         """What stands at `physical_offset`: a record with its own offset in it, a filler, or nothing valid."""
         head = self.files.read(physical_offset, RECORD_SIZE_MIN_BYTES)

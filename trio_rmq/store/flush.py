@@ -14,19 +14,27 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from logging import getLogger
+from zlib import crc32
 
 import trio
 
 from trio_rmq.errors import StoreFailedError
-from trio_rmq.store.checkpoint import Checkpoint
+from trio_rmq.store.checkpoint import MARKED_BYTES, Checkpoint, Mark
 from trio_rmq.store.commit_log import CommitLog
 from trio_rmq.store.consume_queue import ConsumeQueues
 from trio_rmq.store.disk import Disk
 
 _log = getLogger(__name__)
 _PAGE_BYTES = 4096
+_UNMARKED_BYTES_MAX = 256 * 1024 * 1024
+"""So much log behind the checkpoint's mark has the queues synced early: a start after a crash reads little more."""
+
 _QUEUES_A_SLICE = 64
 """Queues written out before other tasks get their turn: about 3 ms of system calls."""
+
+
+SyncedPlace = tuple[int, int]
+"""A physical offset, and how many queue entries there are of all records before it."""
 
 
 class _Round:
@@ -58,6 +66,7 @@ class LogFlusher:
         thorough_seconds: float,
         least_pages: int,
         last_time_ms: Callable[[], int],
+        entries: Callable[[], int],
         synced: Callable[[int], None],
         failed: Callable[[StoreFailedError], None],
     ) -> None:
@@ -70,6 +79,7 @@ class LogFlusher:
         self._thorough_seconds = thorough_seconds
         self._least_bytes = least_pages * _PAGE_BYTES
         self._last_time_ms = last_time_ms
+        self._entries = entries
         self._synced = synced
         self._failed = failed
         self._wake = trio.Event()
@@ -79,6 +89,8 @@ class LogFlusher:
         self.failure: StoreFailedError | None = None
         self.synced_offset = 0
         """Everything before this physical offset survives a power loss."""
+        self.synced_place: SyncedPlace | None = None
+        """The same with the entries there were, while no queue was removed since."""
         self.syncs = 0
 
     def wrote(self) -> None:
@@ -132,6 +144,7 @@ class LogFlusher:
         self._next = _Round()
         log = self._log
         running.end = log.position
+        place = running.end, self._entries()
         time_ms = self._last_time_ms()
         starts, log.unsynced_starts = log.unsynced_starts, []
         directories = sorted(self._changed_directories)
@@ -159,6 +172,7 @@ class LogFlusher:
             log.files.unpin(start)
         if running.end > self.synced_offset:
             self.synced_offset = running.end
+        self.synced_place = place
         self._checkpoint.log_time_ms = max(self._checkpoint.log_time_ms, time_ms)
         self._synced(self.synced_offset)
         running.done.set()
@@ -168,25 +182,33 @@ class QueueFlusher:
     """Writes waiting entries to the queue files in groups, syncs those files and writes the checkpoint.
 
     `before_sync` (the index's flush) comes first, so that the checkpoint's times of queues and index stay together.
+    Queues in which little waits (RocketMQ's least pages) are written only then, so that many slow queues cost little.
+    `synced_place` says up to where the log is synced, and how many entries there are of what is before that.
     """
 
     def __init__(
         self,
         disk: Disk,
+        log: CommitLog,
         queues: ConsumeQueues,
         checkpoint: Checkpoint,
         *,
+        synced_place: Callable[[], SyncedPlace | None],
         interval_seconds: float,
         thorough_seconds: float,
+        least_pages: int,
         visible_time_ms: Callable[[], int],
         before_sync: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self._disk = disk
         self._before_sync = before_sync
+        self._log = log
+        self._synced_place = synced_place
         self._queues = queues
         self._checkpoint = checkpoint
         self._interval_seconds = interval_seconds
         self._thorough_seconds = thorough_seconds
+        self._least_bytes = least_pages * _PAGE_BYTES
         self._visible_time_ms = visible_time_ms
         self._wake = trio.Event()
         self._complained = False
@@ -207,14 +229,18 @@ class QueueFlusher:
                     next_sync = trio.current_time() + self._thorough_seconds
             if self._wake.is_set():
                 self._wake = trio.Event()
-                await self.write_out()
-            if trio.current_time() >= next_sync:
+                await self.write_out(least_bytes=self._least_bytes)
+            if trio.current_time() >= next_sync or self._unmarked_bytes() >= _UNMARKED_BYTES_MAX:
                 next_sync = math.inf
                 await self.sync()
 
-    async def write_out(self) -> None:
-        """Write all visible entries that wait; on a full disk they keep waiting and the next round tries again."""
-        for count, queue in enumerate([*self._queues.unwritten], start=1):
+    async def write_out(self, *, least_bytes: int = 0) -> None:
+        """Write the visible entries of all queues in which at least `least_bytes` wait.
+
+        On a full disk they keep waiting and the next round tries again.
+        """
+        waiting = [queue for queue in self._queues.unwritten if len(queue.tail) >= least_bytes]
+        for count, queue in enumerate(waiting, start=1):
             if queue in self._queues.unwritten:
                 try:
                     self._queues.write_out(queue)
@@ -240,6 +266,7 @@ class QueueFlusher:
         if self._failed:
             return False
         time_ms = self._visible_time_ms()
+        place = self._synced_place()  # its entries are visible, and so will be written
         if self._before_sync is not None:
             await self._before_sync()
         await self.write_out()
@@ -252,6 +279,7 @@ class QueueFlusher:
         try:
             await self._disk.sync([], paths=paths, directories=directories)
             self._checkpoint.queues_time_ms = max(self._checkpoint.queues_time_ms, time_ms)
+            self._raise_mark(place)
             self._checkpoint.write()
             await self._disk.sync([], paths=[self._checkpoint.path])
         except OSError as error:
@@ -259,3 +287,15 @@ class QueueFlusher:
             _log.error("syncing the consume queues failed (%s); the next start makes their entries again", error)
             return False
         return True
+
+    def _unmarked_bytes(self) -> int:
+        mark = self._checkpoint.mark
+        return self._log.position - (self._log.min_offset if mark is None else mark.physical_offset)
+
+    def _raise_mark(self, place: SyncedPlace | None) -> None:
+        if place is None:
+            return
+        end, entries = place
+        last = self._log.before(end, MARKED_BYTES)
+        if last:  # at a file's start there is nothing to tell the log by
+            self._checkpoint.mark = Mark(end, crc32(last), entries)

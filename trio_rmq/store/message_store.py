@@ -89,6 +89,7 @@ class MessageStore:
             thorough_seconds=config.flush_commit_log_thorough_interval / 1000,
             least_pages=config.flush_commit_log_least_pages,
             last_time_ms=lambda: self._appender.last_time_ms,
+            entries=lambda: self._entries,
             synced=self._on_synced,
             failed=self._fail,
         )
@@ -109,10 +110,13 @@ class MessageStore:
         self._query_count_max = config.max_msgs_num_batch
         self._queue_flusher = QueueFlusher(
             disk,
+            self._log,
             self._queues,
             self._checkpoint,
+            synced_place=lambda: self._log_flusher.synced_place,
             interval_seconds=config.flush_interval_consume_queue / 1000,
             thorough_seconds=config.flush_consume_queue_thorough_interval / 1000,
+            least_pages=config.flush_consume_queue_least_pages,
             visible_time_ms=lambda: self._visible_time_ms,
             before_sync=None if self._index is None else self._index.flush,
         )
@@ -132,6 +136,7 @@ class MessageStore:
             synced_end=lambda: self._log_flusher.synced_offset,
             refuse=self._refuse,
         )
+        self._entries = 0
         self._unsynced: deque[tuple[int, int, Staged]] = deque()
         self._visible_time_ms = 0
         self._failed_event = trio.Event()
@@ -310,7 +315,8 @@ class MessageStore:
             self._fences[topic] = self._log.position
             await self._fences_file.save(msgspec.json.format(msgspec.json.encode(self._fences)))
             removed = await self._queues.remove_topic(topic)
-        return removed  # noqa: RET504 - mypy takes a cancel scope to swallow returns
+            self._count_entries()
+        return removed
 
     # Old files ---------------------------------------------------------------------------------------------------
 
@@ -370,6 +376,7 @@ class MessageStore:
         last = max(self.recovered.last_time_ms, self._checkpoint.log_time_ms)
         self._appender.last_time_ms = self._visible_time_ms = last if end else 0
         self._log_flusher.synced_offset = end if self.recovered.clean else self._log.min_offset
+        self._count_entries()
         if not self.recovered.clean:
             await self._sync_recovered()
         if self._index is not None:
@@ -384,7 +391,7 @@ class MessageStore:
         """What a crash left written but not synced must be synced before it may be called so."""
         log = self._log
         for start in log.files.starts:
-            if start >= (self.recovered.start_offset if self.recovered is not None else 0):
+            if start + log.files.file_size > (self.recovered.start_offset if self.recovered is not None else 0):
                 log.files.pin(start)
                 log.unsynced_starts.append(start)
         await self._log_flusher.sync()
@@ -411,7 +418,13 @@ class MessageStore:
 
     # Between the parts -------------------------------------------------------------------------------------------
 
+    def _count_entries(self) -> None:
+        """After queues came or went otherwise than by appends: what was synced before must be counted anew."""
+        self._entries = sum([queue.next_offset for queue in self._queues.table.values()])
+        self._log_flusher.synced_place = None
+
     def _wrote(self, end: int, staged: Staged) -> None:
+        self._entries += len(staged)
         if self.sync_flush:
             self._unsynced.append((end, self._appender.last_time_ms, staged))
         else:

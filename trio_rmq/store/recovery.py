@@ -1,7 +1,8 @@
 """Starting: find where the log ends, make that end clean on disk, and bring the consume queues into line with it.
 
 After a clean stop (no abort marker) the queues say where the last record stands, and only what follows is read.  After
-a crash the log is read from a file that the checkpoint calls synced, and every entry from there on is made again.
+a crash the log is read from where the checkpoint says that log and queues were synced, and every entry from there on is
+made again.
 
 Invariants: nothing before the first bad record is dropped; a bad record followed by one that was synced is corruption,
 and the start stops; everything after the log's end is zeroed and synced before any new append; no queue points beyond
@@ -13,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from logging import getLogger
+from zlib import crc32
 
 import msgspec
 import trio
 
 from trio_rmq.errors import StoreCorruptError
-from trio_rmq.store.checkpoint import Checkpoint
+from trio_rmq.store.checkpoint import MARKED_BYTES, Checkpoint, Mark
 from trio_rmq.store.commit_log import CommitLog
 from trio_rmq.store.consume_queue import ConsumeQueue, ConsumeQueues
 from trio_rmq.store.disk import Disk
@@ -121,13 +123,28 @@ class Recovery:
         return last if self._log.check_at(last).kind is RecordKind.RECORD else None
 
     def _unclean_start(self) -> int:
-        """The start of the newest file whose first record is no later than the checkpoint; else of the oldest file."""
+        """The checkpoint's mark, if it is of this log; else a file's start, as RocketMQ chooses it.
+
+        That is the newest file whose first record is no later than the checkpoint, else the oldest file.
+        """
+        mark = self._checkpoint.mark
+        if mark is not None and self._is_true(mark):
+            return mark.physical_offset
         limit = self._checkpoint.recovery_time_ms()
         for start in reversed(self._log.files.starts):
             time_ms = self._log.first_record_time_ms(start)
             if time_ms is not None and time_ms <= limit:
                 return start
         return self._log.min_offset
+
+    def _is_true(self, mark: Mark) -> bool:
+        """Whether the mark is of this log, and the queues still have what they had; they are cut to it."""
+        if not self._log.min_offset <= mark.physical_offset <= self._log.files.end:
+            return False
+        if crc32(self._log.before(mark.physical_offset, MARKED_BYTES)) != mark.log_crc:
+            return False
+        self._cut_queues(mark.physical_offset)
+        return sum([queue.next_offset for queue in self._queues.table.values()]) == mark.entries
 
     def _drop_fenced_queues(self) -> None:
         """Finish the deletions that a crash interrupted: files of a deleted topic's old queues that came back."""

@@ -83,6 +83,11 @@ class Place:
         self.disk.pwrite(handle, content, offset)
         self.disk.close(handle)
 
-    def crash(self) -> None:
-        """What a killed process leaves behind beyond its files: the mark of a running store."""
+    def crash(self, *, marked: bool = False) -> None:
+        """What a killed process leaves behind beyond its files: the mark of a running store.
+
+        Without `marked` the checkpoint has only its times, as RocketMQ writes it.
+        """
         self.write("abort", b"")
+        if not marked and self.exists("checkpoint"):
+            self.write("checkpoint", bytes(64), 256)

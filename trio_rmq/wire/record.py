@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from enum import IntEnum
+from functools import lru_cache
 from zlib import crc32
 
 import msgspec
@@ -47,6 +48,8 @@ _HEADS = {
     _HOSTS_V6: struct.Struct(">iiiiiqqiq16siq16siiqi"),
 }
 _SIZE_AND_MAGIC = struct.Struct(">ii")
+_PLAIN_HEAD = struct.Struct(">iiii4xqqi16xq12xqi")
+"""Of a V1 record with IPv4 hosts, what CheckedRecord needs: hosts, flag, birth and reconsume times are skipped."""
 _TWO_LONGS = struct.Struct(">qq")
 _LONG = struct.Struct(">q")
 _SHORT = struct.Struct(">h")
@@ -361,6 +364,9 @@ def check_record(buffer: Buffer, position: int = 0, *, check_body_crc: bool = Tr
     Enough bytes; magic; body checksum; stated size equals computed size.  A stored physical offset that is not the
     real position is for the caller to judge.
     """
+    plain = _check_plain(buffer, position, check_body_crc)
+    if plain is not None:
+        return plain
     if position + 8 > len(buffer):
         return CheckedRecord(RecordKind.BAD, reason="fewer than eight bytes are left")
     size, magic = _SIZE_AND_MAGIC.unpack_from(buffer, position)
@@ -382,6 +388,58 @@ def check_record(buffer: Buffer, position: int = 0, *, check_body_crc: bool = Tr
         record.prepared_transaction_offset,
         record.properties,
     )
+
+
+def _check_plain(buffer: Buffer, position: int, check_body_crc: bool) -> CheckedRecord | None:
+    """`check_record` of a whole V1 record with IPv4 hosts, in a third of the time; None for anything else."""
+    if position < 0 or position + RECORD_SIZE_MIN_BYTES > len(buffer):
+        return None
+    (
+        size,
+        magic,
+        crc,
+        queue_id,
+        queue_offset,
+        physical_offset,
+        sys_flag,
+        store_timestamp_ms,
+        prepared_transaction_offset,
+        body_size,
+    ) = _PLAIN_HEAD.unpack_from(buffer, position)
+    end = position + size
+    if magic != MAGIC_V1 or sys_flag & _HOSTS_V6 or end > len(buffer):
+        return None
+    if not 0 <= body_size <= size - RECORD_SIZE_MIN_BYTES:
+        return None
+    body_at = position + _PLAIN_HEAD.size
+    name_at = body_at + body_size + 1
+    name_end = name_at + buffer[name_at - 1]
+    properties_at = name_end + 2
+    if properties_at > end or buffer[name_end] << 8 | buffer[name_end + 1] != end - properties_at:
+        return None
+    if check_body_crc and body_size and crc32(buffer[body_at : name_at - 1]) & 0x7FFFFFFF != crc:
+        return None
+    try:
+        topic = _topic_text(bytes(buffer[name_at:name_end]))
+    except UnicodeDecodeError:
+        return None
+    return CheckedRecord(
+        RecordKind.RECORD,
+        size,
+        topic,
+        queue_id,
+        queue_offset,
+        physical_offset,
+        sys_flag,
+        store_timestamp_ms,
+        prepared_transaction_offset,
+        bytes(buffer[properties_at:end]),
+    )
+
+
+@lru_cache(4096)
+def _topic_text(name: bytes) -> str:
+    return name.decode()
 
 
 def decode_records(body: Buffer, *, check_crc: bool = False) -> list[StoredMessage]:
