@@ -125,7 +125,9 @@ async def test_much_log_behind_the_mark_moves_it_early(
         await trio.sleep(5)
         assert mark_in(place) is None
         stored(store.append([new_message(b"x" * 1000), new_message(b"x" * 1000)]))
-        await trio.sleep(15)
+        await trio.sleep(15)  # the log is synced
+        stored(store.append([new_message()]))
+        await trio.sleep(2)
         mark = mark_in(place)
         assert mark is not None
         assert mark.entries == 3
