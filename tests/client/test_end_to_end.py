@@ -179,47 +179,19 @@ async def test_two_members_share_the_queues(name_server: str, topic: str) -> Non
             async with PushConsumer(topic, name_servers=name_server) as second:
                 await second.subscribe(topic, inboxes[1])
                 with anyio.fail_after(LIMIT_SECONDS):
-                    while [len(_queues(consumer, topic)) for consumer in (first, second)] != [2, 2]:
-                        await _either_rebalances(first, second)
+                    await first.wait_queues(lambda queues: _count(queues, topic) == 2)
+                    await second.wait_queues(lambda queues: _count(queues, topic) == 2)
                 assert not set(_queues(first, topic)) & set(_queues(second, topic))
             with anyio.fail_after(LIMIT_SECONDS):
-                while len(_queues(first, topic)) != 4:
-                    await first.wait_rebalanced()
+                await first.wait_queues(lambda queues: _count(queues, topic) == 4)
 
 
-async def _either_rebalances(*consumers: PushConsumer) -> None:
-    async with anyio.create_task_group() as group:
-
-        async def wait(consumer: PushConsumer) -> None:
-            await consumer.wait_rebalanced()
-            group.cancel_scope.cancel()
-
-        for consumer in consumers:
-            group.start_soon(wait, consumer)
+def _count(queues: list[MessageQueue], topic: str) -> int:
+    return len([queue for queue in queues if queue.topic == topic])
 
 
 def _queues(consumer: PushConsumer, topic: str) -> list[MessageQueue]:
     return [queue for queue in consumer.queues() if queue.topic == topic]
-
-
-async def test_a_listener_that_fails_gets_its_message_again(name_server: str, topic: str) -> None:
-    inbox = Inbox(2)
-    failed: list[bytes] = []
-
-    async def listen(messages: Sequence[ReceivedMessage]) -> None:
-        if messages[0].body == b"hard" and not failed:
-            failed.append(messages[0].body)
-            raise ValueError("not this time")
-        await inbox(messages)
-
-    async with Producer(name_servers=name_server) as producer:
-        await producer.send(Message(topic, b"hard"))
-        await producer.send(Message(topic, b"easy"))
-        async with PushConsumer(topic, name_servers=name_server, local_retry_seconds=0.05) as consumer:
-            await consumer.subscribe(topic, listen)
-            await inbox.wait_enough()
-    assert failed == [b"hard"]
-    assert inbox.bodies == {b"hard", b"easy"}
 
 
 async def test_a_cancelled_consumer_commits_only_what_was_finished(name_server: str, broker: str, topic: str) -> None:

@@ -1,7 +1,11 @@
 """Producers and consumers, on anyio: the same code under Trio and asyncio."""
 
+from trio_rmq.client.flow_control import FlowControl
+from trio_rmq.client.lag import QueueLag
+from trio_rmq.client.listening import Consumption, Interceptor, in_thread
 from trio_rmq.client.lite_pull_consumer import LitePullConsumer
 from trio_rmq.client.message import (
+    ConsumeLater,
     ConsumeResult,
     Message,
     MessageQueue,
@@ -16,7 +20,11 @@ from trio_rmq.client.pull_consumer import PullConsumer
 from trio_rmq.client.push_consumer import PushConsumer
 
 __all__ = [
+    "ConsumeLater",
     "ConsumeResult",
+    "Consumption",
+    "FlowControl",
+    "Interceptor",
     "LitePullConsumer",
     "LocalOffsetStore",
     "Message",
@@ -26,7 +34,9 @@ __all__ = [
     "PullResult",
     "PullStatus",
     "PushConsumer",
+    "QueueLag",
     "ReceivedMessage",
     "SendResult",
     "SendStatus",
+    "in_thread",
 ]

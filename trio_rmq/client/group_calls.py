@@ -5,15 +5,28 @@ Each function makes one request, checks its answer and raises ResponseError for 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from trio_rmq.client.message import ReceivedMessage
+from trio_rmq.client.route_cache import TEMPLATE_TOPIC
+from trio_rmq.clock import wall_ms
 from trio_rmq.errors import ResponseError
 from trio_rmq.remoting.client import RemotingClient
 from trio_rmq.wire import headers
+from trio_rmq.wire import properties as prop
 from trio_rmq.wire.codes import RequestCode, ResponseCode
 from trio_rmq.wire.command import Command
-from trio_rmq.wire.groups import MessageQueue, decode_consumer_list
-from trio_rmq.wire.heartbeat import HeartbeatData, encode_heartbeat
-from trio_rmq.wire.record import StoredMessage
-from trio_rmq.wire.sysflag import PULL_COMMIT_OFFSET, PULL_SUSPEND
+from trio_rmq.wire.groups import (
+    LockBatchRequestBody,
+    MessageQueue,
+    UnlockBatchRequestBody,
+    decode_consumer_list,
+    decode_lock_response,
+    encode_lock_request,
+    encode_unlock_request,
+)
+from trio_rmq.wire.heartbeat import EXPRESSION_TAG, HeartbeatData, encode_heartbeat
+from trio_rmq.wire.sysflag import COMPRESSED, COMPRESSION_MASK, PULL_COMMIT_OFFSET, PULL_SUSPEND
 
 REQUEST_SECONDS = 5.0
 PULL_SUSPEND_MS = 15_000
@@ -25,6 +38,12 @@ PULL_ANSWERS = frozenset({
     ResponseCode.PULL_OFFSET_MOVED,
 })  # fmt: skip
 """Answers that carry offsets."""
+RETRY_PRODUCER_GROUP = "CLIENT_INNER_PRODUCER"
+"""In whose name messages are sent to retry topics, as Java's client does."""
+_STORED = frozenset({
+    ResponseCode.SUCCESS, ResponseCode.FLUSH_DISK_TIMEOUT, ResponseCode.SLAVE_NOT_AVAILABLE,
+    ResponseCode.FLUSH_SLAVE_TIMEOUT,
+})  # fmt: skip
 
 
 async def _ask(remoting: RemotingClient, address: str, command: Command, seconds: float = REQUEST_SECONDS) -> Command:
@@ -95,6 +114,7 @@ async def pull(
     offset: int,
     commit_offset: int,
     sub_version: int,
+    expression_type: str = EXPRESSION_TAG,
     max_messages: int,
 ) -> Command:
     """One pull, held by the broker when nothing is there; the filter is the one of the heartbeat."""
@@ -108,7 +128,7 @@ async def pull(
         commit_offset=commit_offset,
         suspend_timeout_millis=PULL_SUSPEND_MS,
         sub_version=sub_version,
-        expression_type="TAG",
+        expression_type=expression_type,
     )
     answer = await remoting.request(address, Command(RequestCode.PULL_MESSAGE, header=header), PULL_SECONDS)
     if answer.code not in PULL_ANSWERS:
@@ -117,16 +137,79 @@ async def pull(
 
 
 async def give_back(
-    remoting: RemotingClient, address: str, group: str, message: StoredMessage, *, max_reconsume_times: int
+    remoting: RemotingClient,
+    address: str,
+    group: str,
+    message: ReceivedMessage,
+    *,
+    delay_level: int,
+    max_reconsume_times: int,
 ) -> None:
-    """Ask the broker to deliver the message again later; the broker chooses the delay."""
+    """Ask the broker to deliver the message again later; with `delay_level` 0 the broker chooses the delay."""
     header = headers.ConsumerSendMsgBackRequestHeader(
-        offset=message.physical_offset,
+        offset=message.stored.physical_offset,
         group=group,
-        delay_level=0,
-        origin_msg_id=message.get_property("UNIQ_KEY") or message.offset_message_id,
+        delay_level=delay_level,
+        origin_msg_id=message.message_id,
         origin_topic=message.topic,
         unit_mode=False,
         max_reconsume_times=max_reconsume_times,
     )
     await _ask(remoting, address, Command(RequestCode.CONSUMER_SEND_MSG_BACK, header=header))
+
+
+async def send_retry(
+    remoting: RemotingClient,
+    address: str,
+    group: str,
+    queue: MessageQueue,
+    message: ReceivedMessage,
+    *,
+    reconsume_times: int,
+    max_reconsume_times: int,
+    delay_level: int,
+) -> None:
+    """Send a copy of the message to `queue` of the group's retry topic, as a retry that is due after `delay_level`."""
+    fields: dict[str, str | None] = dict(message.properties)
+    fields.setdefault(prop.ORIGIN_MESSAGE_ID, message.message_id)
+    fields[prop.RETRY_TOPIC] = message.topic
+    fields[prop.DELAY] = str(delay_level)
+    for name in (prop.TRANSACTION_PREPARED, prop.RECONSUME_TIME, prop.MAX_RECONSUME_TIMES):
+        fields[name] = None
+    header = headers.SendMessageRequestHeader(
+        producer_group=RETRY_PRODUCER_GROUP,
+        topic=queue.topic,
+        default_topic=TEMPLATE_TOPIC,
+        default_topic_queue_nums=1,
+        queue_id=queue.queue_id,
+        sys_flag=message.stored.sys_flag & (COMPRESSED | COMPRESSION_MASK),
+        born_timestamp=wall_ms(),
+        flag=message.stored.flag,
+        properties=prop.format_properties(fields),
+        reconsume_times=reconsume_times,
+        unit_mode=False,
+        max_reconsume_times=max_reconsume_times,
+        batch=False,
+    )
+    answer = await remoting.request(
+        address, Command(RequestCode.SEND_MESSAGE, header=header, body=message.stored.body), REQUEST_SECONDS
+    )
+    if answer.code not in _STORED:
+        raise ResponseError(answer.code, answer.remark, address=address)
+
+
+async def lock_queues(
+    remoting: RemotingClient, address: str, group: str, client_id: str, queues: Collection[MessageQueue]
+) -> set[MessageQueue]:
+    """Take, or renew, the locks of queues of one broker; those that this client has now, the others being another's."""
+    body = LockBatchRequestBody(client_id=client_id, consumer_group=group, mq_set=list(queues))
+    answer = await _ask(remoting, address, Command(RequestCode.LOCK_BATCH_MQ, body=encode_lock_request(body)))
+    return set(decode_lock_response(answer.body).lock_ok_mq_set)
+
+
+async def unlock_queues(
+    remoting: RemotingClient, address: str, group: str, client_id: str, queues: Collection[MessageQueue]
+) -> None:
+    """Give locks of queues of one broker back."""
+    body = UnlockBatchRequestBody(client_id=client_id, consumer_group=group, mq_set=list(queues))
+    await _ask(remoting, address, Command(RequestCode.UNLOCK_BATCH_MQ, body=encode_unlock_request(body)))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 
 from trio_rmq.errors import ClientError
 from trio_rmq.randomness import rng
 
 DEFAULT_HOST = b"\x7f\x00\x00\x01"
+GROUP_LENGTH_MAX = 255
+_GROUP = re.compile(r"[%|a-zA-Z0-9_-]+")
 
 
 def name_server_addresses(given: str | Sequence[str] | None) -> list[str]:
@@ -30,3 +33,13 @@ def new_client_id() -> str:
 def process_id() -> int:
     """This process's number, a part of unique message ids."""
     return os.getpid()
+
+
+def check_group(group: str) -> None:
+    """ClientError for a name that brokers refuse as a consumer group's.  Source: RocketMQ Validators.checkGroup."""
+    if not _GROUP.fullmatch(group) or len(group) > GROUP_LENGTH_MAX:
+        raise ClientError(
+            f"the group {group!r} must have 1 to {GROUP_LENGTH_MAX} characters of a-z, A-Z, 0-9, %, |, - and _"
+        )
+    if group == "DEFAULT_CONSUMER":
+        raise ClientError("the group DEFAULT_CONSUMER is everybody's: choose a name of your own")

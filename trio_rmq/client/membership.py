@@ -91,10 +91,13 @@ class GroupMembership:
         RouteNotFoundError, RemotingError or ResponseError when none can say.
         """
         route = await self._routes.route(topic)
-        address = next(iter(filter(None, map(route.master, route.brokers))), None)
-        if address is None:
-            raise RemotingError(f"no broker of {topic} has a master now")
-        return sorted(await group_calls.member_ids(self._remoting, address, self._group))
+        failure: RemotingError | ResponseError = RemotingError(f"no broker of {topic} has a master now")
+        for address in filter(None, map(route.master, route.brokers)):
+            try:
+                return sorted(await group_calls.member_ids(self._remoting, address, self._group))
+            except (RemotingError, ResponseError) as error:
+                failure = error
+        raise failure
 
     async def say_goodbye(self) -> None:
         """Leave the group at every broker that was told of it."""

@@ -17,6 +17,7 @@ from trio_rmq.wire import properties as prop
 from trio_rmq.wire.groups import MessageQueue
 from trio_rmq.wire.ids import host_text
 from trio_rmq.wire.record import StoredMessage
+from trio_rmq.wire.sysflag import COMPRESSED
 
 RESERVED_PROPERTIES = frozenset({
     "TRACE_ON", "MSG_REGION", "KEYS", "TAGS", "WAIT", "DELAY", "RETRY_TOPIC", "REAL_TOPIC", "REAL_QID", "TRAN_MSG",
@@ -90,19 +91,45 @@ class SendResult:
     queue_offset: int
 
 
-@dataclass(frozen=True, slots=True)
 class ReceivedMessage:
-    """A message as a consumer gets it; `body` is unpacked when the producer compressed it."""
+    """A message as a consumer gets it.  `queue` is where it was read, `stored` the record as the broker keeps it.
 
-    queue: MessageQueue
-    stored: StoredMessage
-    body: bytes
-    properties: Mapping[str, str]
+    `reconsume_times` is how often consuming it failed before; a consumer that retries in place counts on.  The body
+    is unpacked and the properties are read when they are asked for first.
+    """
+
+    __slots__ = ("_body", "_properties", "queue", "reconsume_times", "stored")
+
+    def __init__(self, queue: MessageQueue, stored: StoredMessage) -> None:
+        self.queue = queue
+        self.stored = stored
+        self.reconsume_times = stored.reconsume_times
+        self._body: bytes | None = None if stored.sys_flag & COMPRESSED else stored.body
+        self._properties: Mapping[str, str] | None = None
 
     @classmethod
     def from_record(cls, stored: StoredMessage, queue: MessageQueue) -> ReceivedMessage:
-        """The message in a stored record; ClientError when its body does not unpack."""
-        return cls(queue, stored, plain_body(stored), stored.property_map())
+        """The message in a stored record."""
+        return cls(queue, stored)
+
+    def __repr__(self) -> str:
+        queue = self.queue
+        place = f"{queue.broker_name} {queue.queue_id}:{self.queue_offset}"
+        return f"<message {self.message_id} of {self.topic} at {place}>"
+
+    @property
+    def body(self) -> bytes:
+        """The body as its producer gave it; ClientError when it is compressed and does not unpack."""
+        if self._body is None:
+            self._body = plain_body(self.stored)
+        return self._body
+
+    @property
+    def properties(self) -> Mapping[str, str]:
+        """All properties, the user's and RocketMQ's."""
+        if self._properties is None:
+            self._properties = self.stored.property_map()
+        return self._properties
 
     @property
     def topic(self) -> str:
@@ -135,11 +162,6 @@ class ReceivedMessage:
         return self.properties.get(prop.KEYS, "").split()
 
     @property
-    def reconsume_times(self) -> int:
-        """How often consuming it failed before."""
-        return self.stored.reconsume_times
-
-    @property
     def born_timestamp_ms(self) -> int:
         """When the producer made it, by its clock."""
         return self.stored.born_timestamp_ms
@@ -156,10 +178,30 @@ class ReceivedMessage:
 
 
 class ConsumeResult(Enum):
-    """What a listener says of its messages; returning None means SUCCESS, raising means RECONSUME_LATER."""
+    """What a listener says of its messages; returning None means SUCCESS, raising means RECONSUME_LATER.
+
+    RECONSUME_LATER gives them back to the broker, which delivers them again after a while; an orderly consumer instead
+    suspends the queue for a moment and tries them again in place, for which SUSPEND_CURRENT_QUEUE_A_MOMENT is the
+    other name.
+    """
 
     SUCCESS = "SUCCESS"
     RECONSUME_LATER = "RECONSUME_LATER"
+    SUSPEND_CURRENT_QUEUE_A_MOMENT = "SUSPEND_CURRENT_QUEUE_A_MOMENT"
 
 
-__all__ = ["ConsumeResult", "Message", "MessageQueue", "ReceivedMessage", "SendResult", "SendStatus"]
+@dataclass(frozen=True, slots=True)
+class ConsumeLater:
+    """RECONSUME_LATER in detail, from a listener.
+
+    The first `consumed_count` messages are done, the others are not.  They come again after `delay_level` of the
+    broker's delay table: 0 lets the broker choose (longer each time), -1 gives up at once and dead-letters them.  An
+    orderly consumer tries them again in place after `suspend_seconds` (0.01 to 30; None: its own).
+    """
+
+    delay_level: int = 0
+    consumed_count: int = 0
+    suspend_seconds: float | None = None
+
+
+__all__ = ["ConsumeLater", "ConsumeResult", "Message", "MessageQueue", "ReceivedMessage", "SendResult", "SendStatus"]

@@ -1,79 +1,68 @@
 """The push consumer: gives each message of its topics to an async listener, sharing queues with its group's members.
 
-Tasks and what they own: one heartbeat, one rebalance (the only one that takes or drops queues), one that commits
-offsets, one pull a queue, one per running listener call.  Invariants: an offset is committed only when every message
-before it was consumed or given back; a dropped queue's offset is committed before another member may have it; closing
-ends intake first, lets running listeners end, commits, then says goodbye.  A cancel anywhere leaves unfinished
-messages uncommitted: they are delivered again.  Source of the rules: RocketMQ DefaultMQPushConsumerImpl, RebalanceImpl.
+Here stand its settings, its life and what its user may call; the work is done by parts with a task, or tasks, of their
+own: `rebalance` takes and leaves queues, `push_puller` pulls them, `concurrent_consuming` or `orderly_consuming` calls
+listeners, `membership` sends heartbeats; here runs what commits offsets.  Invariants: an offset is committed only when
+every message before it was consumed or given back; a queue's progress is kept before another member may have it;
+closing ends intake first, lets running listeners end, commits, gives locks back, then says goodbye.  A cancel anywhere
+leaves unfinished messages uncommitted: they are delivered again.  Source of the rules: RocketMQ
+DefaultMQPushConsumerImpl.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from types import TracebackType
 
 import anyio
 import anyio.abc
 
-from trio_rmq.client import group_calls
 from trio_rmq.client.allocation import Allocation, allocate_averagely
-from trio_rmq.client.instance import name_server_addresses, new_client_id
+from trio_rmq.client.broker_calls import BrokerCalls
+from trio_rmq.client.concurrent_consuming import ConcurrentConsuming
+from trio_rmq.client.consumer_figures import ConsumerFigures
+from trio_rmq.client.consuming import Consuming, Delivery
+from trio_rmq.client.flow_control import FlowControl, Room
+from trio_rmq.client.held_queue import RETRY_PREFIX, HeldQueue
+from trio_rmq.client.instance import check_group, name_server_addresses, new_client_id
+from trio_rmq.client.lag import QueueLag, group_lag
 from trio_rmq.client.lasting import LastingRemoting
-from trio_rmq.client.message import ConsumeResult, ReceivedMessage
-from trio_rmq.client.process_queue import ProcessQueue
+from trio_rmq.client.listening import Interceptor, Listener, intercepted
+from trio_rmq.client.membership import GroupMembership
+from trio_rmq.client.message import ReceivedMessage
+from trio_rmq.client.offset_store import LocalOffsetStore, OffsetStore, RemoteOffsetStore, local_offsets_path
+from trio_rmq.client.orderly_consuming import OrderlyConsuming
+from trio_rmq.client.push_puller import PushPuller
+from trio_rmq.client.queue_locks import QueueLocks
+from trio_rmq.client.queue_offsets import QueueOffsets
+from trio_rmq.client.rebalance import Rebalance
 from trio_rmq.client.route_cache import RouteCache
+from trio_rmq.client.send_back import SendBack
 from trio_rmq.clock import wall_ms
-from trio_rmq.errors import ClientError, ProtocolError, RemotingError, ResponseError, RocketMQError, RouteNotFoundError
+from trio_rmq.errors import ClientError, RocketMQError
 from trio_rmq.remoting.client import RemotingClient
-from trio_rmq.remoting.connection import Connection, ConnectionGroup
-from trio_rmq.wire.codes import RequestCode, ResponseCode
-from trio_rmq.wire.command import Command, SerializeType
+from trio_rmq.remoting.connection import ConnectionGroup
+from trio_rmq.wire import running
+from trio_rmq.wire.command import SerializeType
 from trio_rmq.wire.groups import MessageQueue
-from trio_rmq.wire.headers import PullMessageResponseHeader
 from trio_rmq.wire.heartbeat import (
+    BROADCASTING,
     CLUSTERING,
-    CONSUME_FROM_FIRST_OFFSET,
-    CONSUME_FROM_LAST_OFFSET,
     CONSUME_PASSIVELY,
-    ConsumerData,
-    HeartbeatData,
-    SubscriptionData,
+    EXPRESSION_TAG,
     build_subscription,
 )
-from trio_rmq.wire.record import decode_records
 
 logger = logging.getLogger(__name__)
 
-Listener = Callable[[Sequence[ReceivedMessage]], Awaitable[ConsumeResult | None]]
-"""Consumes messages of one queue; None or SUCCESS finishes them, RECONSUME_LATER or an exception brings them again."""
-
-HEARTBEAT_SECONDS = 30.0
-REBALANCE_SECONDS = 20.0
-FIRST_RETRY_SECONDS = 0.1
 COMMIT_SECONDS = 5.0
-ERROR_PAUSE_SECONDS = 3.0
-"""Pause of a queue's pull after an error."""
 LOCAL_RETRY_SECONDS = 5.0
 """Pause before messages that could not be given back are consumed again here."""
-MAX_RECONSUME_TIMES = 16
-RETRY_PREFIX = "%RETRY%"
-PENDING_COUNT_MAX = 1000
-PENDING_BYTES_MAX = 100 * 1024 * 1024
-PENDING_SPAN_MAX = 2000
-"""Flow control a queue: unfinished messages, their bytes, and how far they span."""
+CONSUME_TIMEOUT_SECONDS = 900.0
+SUSPEND_SECONDS = 1.0
 GOODBYE_SECONDS = 5.0
-
-
-class _Held:
-    """One queue of ours: its state and the scope of its pull."""
-
-    def __init__(self, state: ProcessQueue) -> None:
-        self.state = state
-        self.pulling = anyio.CancelScope()
-        self.room = anyio.Event()
-        self.committed = -1
 
 
 class PushConsumer:
@@ -87,9 +76,17 @@ class PushConsumer:
             await consumer.subscribe("Greetings", listen)
             await anyio.sleep_forever()
 
-    `batch_size` is the most messages per listener call, `concurrency` the most calls at a time, `from_first` says where
-    a new group begins, `grace_seconds` how long closing waits for running listeners, `local_retry_seconds` how long a
-    failed message waits that could not be given back to the broker.
+    `orderly` calls the listener with the messages of a queue one after the other; the queue is locked at its broker.
+    `broadcasting` gives this member all queues, keeps offsets in a local file and retries nothing.
+    `batch_size` is the most messages per listener call, `concurrency` the most calls at a time (a CapacityLimiter is
+    shared with whoever else has it), `flow_control` how much is held unfinished.  A group that has no offset in a queue
+    begins at its first message, with `from_first=False` after its last, with `from_timestamp_ms` at that store time.
+
+    A message whose listener call raised, or said so, is delivered again by the broker, at most `max_reconsume_times`
+    times (None: 16, orderly: without end), then it is a dead letter.  A call is cancelled, and counts as failed, after
+    `consume_timeout_seconds`.  `suspend_seconds` is an orderly queue's pause before it tries a failed message again,
+    `local_retry_seconds` that before a message is consumed again which no broker took back.  `grace_seconds` is how
+    long closing waits for running calls.
     """
 
     def __init__(
@@ -97,340 +94,249 @@ class PushConsumer:
         group: str,
         *,
         name_servers: str | Sequence[str] | None = None,
+        orderly: bool = False,
+        broadcasting: bool = False,
         batch_size: int = 1,
-        concurrency: int = 20,
+        concurrency: int | anyio.CapacityLimiter = 20,
         pull_batch_size: int = 32,
+        flow_control: FlowControl | None = None,
         from_first: bool = True,
+        from_timestamp_ms: int | None = None,
         allocation: Allocation = allocate_averagely,
-        grace_seconds: float = 30.0,
+        interceptors: Sequence[Interceptor] = (),
+        max_reconsume_times: int | None = None,
+        consume_timeout_seconds: float | None = CONSUME_TIMEOUT_SECONDS,
+        suspend_seconds: float = SUSPEND_SECONDS,
         local_retry_seconds: float = LOCAL_RETRY_SECONDS,
+        commit_seconds: float = COMMIT_SECONDS,
+        grace_seconds: float = 30.0,
+        offset_store: OffsetStore | None = None,
         serialize_type: SerializeType = SerializeType.JSON,
     ) -> None:
+        check_group(group)
+        if batch_size < 1 or pull_batch_size < 1 or (isinstance(concurrency, int) and concurrency < 1):
+            raise ClientError("batch_size, pull_batch_size and concurrency must be 1 or more")
         self.group = group
         self.client_id = new_client_id()
-        self._batch_size = batch_size
-        self._pull_batch_size = pull_batch_size
-        self._from_first = from_first
-        self._allocation = allocation
+        self._orderly = orderly
+        self._broadcasting = broadcasting
+        self._concurrency = concurrency if isinstance(concurrency, int) else max(int(concurrency.total_tokens), 1)
+        self._interceptors = tuple(interceptors)
+        self._commit_seconds = commit_seconds
         self._grace_seconds = grace_seconds
-        self._local_retry_seconds = local_retry_seconds
+        self._started_ms = 0
+        self._name_servers = name_server_addresses(name_servers)
         self._remoting = RemotingClient(serialize_type=serialize_type)
-        self._remoting.register(RequestCode.NOTIFY_CONSUMER_IDS_CHANGED, self._on_members_changed)
-        self._routes = RouteCache(self._remoting, name_server_addresses(name_servers))
-        self._limiter = anyio.CapacityLimiter(concurrency)
+        routes = RouteCache(self._remoting, self._name_servers)
+        self._offsets = QueueOffsets(self._remoting, routes)
+        self._membership = GroupMembership(
+            self._remoting, routes, group, self.client_id,
+            consume_type=CONSUME_PASSIVELY, message_model=BROADCASTING if broadcasting else CLUSTERING,
+            from_first=from_first, from_timestamp_ms=from_timestamp_ms,
+        )  # fmt: skip
+        self._subscriptions = self._membership.subscriptions
         self._listeners: dict[str, Listener] = {}
-        self._subscriptions: dict[str, SubscriptionData] = {}
-        self._held: dict[MessageQueue, _Held] = {}
-        self._rebalance_now = anyio.Event()
-        self._rebalanced = anyio.Event()
-        self._rebalance_failed: float | None = None
-        """How long to wait before the next round after one that could not be finished."""
-        self._closing = anyio.Event()
-        self._running = 0
-        self._listener_ended = anyio.Event()
+        self._held: dict[MessageQueue, HeldQueue] = {}
+        if offset_store is not None:
+            self._store = offset_store
+        elif broadcasting:
+            self._store = LocalOffsetStore(local_offsets_path(group))
+        else:
+            self._store = RemoteOffsetStore(self._remoting, group, self._offsets.address)
+        room = Room(flow_control or FlowControl(), self._held, orderly=orderly)
+        self._figures = ConsumerFigures()
+        self._delivery = Delivery(
+            group=group,
+            listeners=self._listeners,
+            send_back=SendBack(self._remoting, routes, self._offsets, group, max_reconsume_times),
+            room=room,
+            figures=self._figures,
+            batch_size=batch_size,
+            limiter=anyio.CapacityLimiter(concurrency) if isinstance(concurrency, int) else concurrency,
+            is_limiter_shared=not isinstance(concurrency, int),
+            broadcasting=broadcasting,
+            max_reconsume_times=max_reconsume_times,
+            consume_timeout_seconds=consume_timeout_seconds,
+            local_retry_seconds=local_retry_seconds,
+            suspend_seconds=suspend_seconds,
+        )
+        self._locks: QueueLocks | None = None
+        if orderly and not broadcasting:
+            self._locks = QueueLocks(self._remoting, self._offsets, group, self.client_id)
+        self._rebalance = Rebalance(
+            self._membership, self._offsets, self._store, allocation,
+            group=group, client_id=self.client_id, broadcasting=broadcasting, from_first=from_first,
+            from_timestamp_ms=from_timestamp_ms, orderly=orderly, locks=self._locks, on_take=self._on_take,
+            held=self._held,
+        )  # fmt: skip
+        self._puller = PushPuller(
+            self._remoting, self._offsets, group, self._subscriptions, room, self._figures,
+            batch_size=pull_batch_size, broadcasting=broadcasting, accept=self._accept,
+            restart=self._rebalance.restart, introduce=self._rebalance.introduce,
+        )  # fmt: skip
+        BrokerCalls(
+            self._delivery, lambda: self._consuming, self._rebalance, self._held, self._subscriptions,
+            self._properties, orderly=orderly,
+        ).register(self._remoting)  # fmt: skip
         self._intake: anyio.abc.TaskGroup | None = None
-        self._consuming: anyio.abc.TaskGroup | None = None
+        self._consuming: Consuming
 
     # -- life ---------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> PushConsumer:
-        self._lasting = LastingRemoting(self._remoting)
-        await self._lasting.__aenter__()
-        self._consuming_group = ConnectionGroup()
-        self._consuming = await self._consuming_group.__aenter__()
-        self._intake_group = ConnectionGroup()
-        self._intake = await self._intake_group.__aenter__()
-        self._intake.start_soon(self._run_heartbeat)
-        self._intake.start_soon(self._run_rebalance)
-        self._intake.start_soon(self._run_commit)
+        if self._intake is not None:
+            raise ClientError("a consumer is opened once: make another one")
+        self._life = self._open()
+        await self._life.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._closing.set()
-        try:
+        await self._life.__aexit__(kind, error, traceback)
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[None]:
+        """From the outside in: what is needed longest ends last."""
+        await self._store.load()
+        self._started_ms = wall_ms()
+        async with LastingRemoting(self._remoting):
             try:
-                await self._intake_group.__aexit__(kind, error, traceback)
+                async with ConnectionGroup() as services, ConnectionGroup() as consuming:
+                    self._consuming = self._start_consuming(consuming)
+                    services.start_soon(self._membership.run_heartbeat)
+                    services.start_soon(self._consuming.run)
+                    services.start_soon(self._run_commit)
+                    try:
+                        async with ConnectionGroup() as self._intake:
+                            self._intake.start_soon(self._rebalance.run)
+                            try:
+                                yield
+                            finally:
+                                self._delivery.open = False
+                                self._delivery.closing.set()
+                    finally:
+                        with anyio.move_on_after(self._grace_seconds):
+                            await self._consuming.wait_calls_ended()
             finally:
-                await self._end_listeners()
-                await self._consuming_group.__aexit__(kind, error, traceback)
-        finally:
-            try:
                 with anyio.move_on_after(GOODBYE_SECONDS, shield=True):
                     await self._commit_all()
-                    await self._say_goodbye()
-            finally:
-                await self._lasting.__aexit__(kind, error, traceback)
+                    if self._locks is not None:
+                        await self._locks.unlock_all()
+                    await self._membership.say_goodbye()
 
-    async def _end_listeners(self) -> None:
-        """Let running listener calls end, for as long as the grace lasts; a cancellation ends them at once."""
-        with anyio.move_on_after(self._grace_seconds):
-            while self._running:
-                await self._listener_ended.wait()
+    def _start_consuming(self, tasks: anyio.abc.TaskGroup) -> Consuming:
+        if self._orderly:
+            return OrderlyConsuming(self._delivery, tasks, self._held, self._locks, self._rebalance.relocked)
+        return ConcurrentConsuming(self._delivery, tasks, self._concurrency)
 
-    async def subscribe(self, topic: str, listener: Listener, *, expression: str = "*") -> None:
-        """Consume `topic`; `expression` is `*` or tags like `a || b`.  Queues are taken soon after.
+    def _on_take(self, held: HeldQueue) -> None:
+        assert self._intake is not None  # noqa: S101 - the rebalance runs inside it
+        self._consuming.taken(held)
+        self._intake.start_soon(self._puller.run, held)
 
-        ProtocolError when the expression cannot be parsed; ClientError outside `async with`.
+    def _accept(self, held: HeldQueue, messages: list[ReceivedMessage]) -> None:
+        self._consuming.accept(held, messages)
+
+    # -- what to consume ----------------------------------------------------------------------------------------
+
+    async def subscribe(
+        self, topic: str, listener: Listener, *, expression: str = "*", expression_type: str = EXPRESSION_TAG
+    ) -> None:
+        """Consume `topic`; `expression` is `*`, tags like `a || b`, or of another type.  Queues are taken soon after.
+
+        A topic subscribed already gets the new expression and listener.  ProtocolError when the expression cannot be
+        parsed; ClientError outside `async with`.
         """
-        if self._intake is None or self._closing.is_set():
-            raise ClientError("the consumer is not open: subscribe inside `async with`")
-        self._subscriptions[topic] = build_subscription(topic, expression, sub_version=wall_ms())
-        self._listeners[topic] = listener
-        retry = RETRY_PREFIX + self.group
-        self._subscriptions.setdefault(retry, build_subscription(retry, "*", sub_version=wall_ms()))
-        await self._learn_routes()
-        await self._send_heartbeats()
-        self._rebalance_now.set()
+        self._check_open()
+        subscription = build_subscription(topic, expression, expression_type=expression_type, sub_version=wall_ms())
+        self._listeners[topic] = intercepted(listener, self._interceptors, self.group)
+        self._subscriptions[topic] = subscription
+        if not self._broadcasting:
+            retry = RETRY_PREFIX + self.group
+            self._subscriptions.setdefault(retry, build_subscription(retry, "*", sub_version=wall_ms()))
+        await self._membership.introduce()
+        self._rebalance.soon()
+
+    async def unsubscribe(self, topic: str) -> None:
+        """Let go of a topic: no more calls for it; its queues go to others soon after."""
+        self._check_open()
+        self._listeners.pop(topic, None)
+        if self._subscriptions.pop(topic, None) is not None:
+            await self._membership.introduce()
+            self._rebalance.soon()
+
+    def suspend(self) -> None:
+        """Begin no more listener calls, and pull nothing, until `resume`; running calls end, queues stay ours."""
+        self._check_open()
+        self._delivery.open = False
+        self._puller.suspend()
+
+    def resume(self) -> None:
+        """Undo `suspend`."""
+        self._check_open()
+        self._delivery.open = True
+        self._puller.resume()
+        self._consuming.go_on()
+
+    # -- how it stands ------------------------------------------------------------------------------------------
 
     def queues(self) -> list[MessageQueue]:
         """The queues that this member consumes now."""
         return sorted(self._held, key=lambda queue: queue.sort_key)
 
-    async def wait_rebalanced(self) -> None:
-        """Wait until the next round of rebalancing, over all topics, is over."""
-        await self._rebalanced.wait()
+    async def wait_queues(self, wanted: Callable[[list[MessageQueue]], bool]) -> None:
+        """Wait until `wanted` holds of the queues that this member consumes; asked after each round of rebalancing."""
+        self._check_open()
+        await self._rebalance.wait(lambda: wanted(self.queues()))
 
-    # -- services -----------------------------------------------------------------------------------------------
+    async def lag(self, topic: str | None = None) -> dict[MessageQueue, QueueLag]:
+        """How far the group is behind, by what was committed: in all queues of a topic, or of all its topics.
 
-    async def _on_members_changed(self, connection: Connection, command: Command) -> None:
-        self._rebalance_now.set()
-
-    async def _run_heartbeat(self) -> None:
-        while True:
-            await anyio.sleep(HEARTBEAT_SECONDS)
-            await self._learn_routes()
-            await self._send_heartbeats()
-
-    async def _run_rebalance(self) -> None:
-        while True:
-            with anyio.move_on_after(REBALANCE_SECONDS if self._rebalance_failed is None else self._rebalance_failed):
-                await self._rebalance_now.wait()
-            self._rebalance_now = anyio.Event()
-            if self._rebalance_failed is not None:  # maybe a broker was not known yet, so it knows nothing of us
-                await self._learn_routes()
-                await self._send_heartbeats()
-            outcomes = [await self._rebalance(topic) for topic in list(self._subscriptions)]
-            if all(outcomes):
-                self._rebalance_failed = None
-            else:  # a route or a member list is not to be had yet: soon again, then less and less soon
-                self._rebalance_failed = min((self._rebalance_failed or FIRST_RETRY_SECONDS) * 2, REBALANCE_SECONDS)
-            self._rebalanced.set()
-            self._rebalanced = anyio.Event()
-
-    async def _run_commit(self) -> None:
-        while True:
-            await anyio.sleep(COMMIT_SECONDS)
-            await self._commit_all()
-
-    async def _learn_routes(self) -> None:
-        for topic in list(self._subscriptions):
-            with suppress(RemotingError, RouteNotFoundError):
-                await self._routes.route(topic)
-
-    async def _send_heartbeats(self) -> None:
-        data = HeartbeatData(
-            client_id=self.client_id,
-            consumer_data_set=[
-                ConsumerData(
-                    group_name=self.group,
-                    consume_type=CONSUME_PASSIVELY,
-                    message_model=CLUSTERING,
-                    consume_from_where=CONSUME_FROM_FIRST_OFFSET if self._from_first else CONSUME_FROM_LAST_OFFSET,
-                    subscription_data_set=list(self._subscriptions.values()),
-                )
-            ],
-        )
-        for address in self._routes.broker_addresses():
-            try:
-                await group_calls.send_heartbeat(self._remoting, address, data)
-            except (RemotingError, ResponseError) as error:
-                logger.warning("heartbeat to %s failed: %s", address, error)
-
-    # -- rebalance ----------------------------------------------------------------------------------------------
-
-    async def _rebalance(self, topic: str) -> bool:
-        """Take the queues of `topic` that are ours by now, and drop those that no longer are.
-
-        False when that could not be told: no route yet, no broker that answers.
+        RouteNotFoundError, RemotingError or ResponseError when a server cannot say.
         """
-        try:
-            route = await self._routes.route(topic)
-            queues = sorted(route.read_queues, key=lambda queue: queue.sort_key)
-            address = next(iter(filter(None, map(route.master, route.brokers))), None)
-            if address is None:
-                return False
-            members = sorted(await group_calls.member_ids(self._remoting, address, self.group))
-        except (RemotingError, ResponseError, RouteNotFoundError, ProtocolError) as error:
-            logger.debug("group %s: no rebalance of %s now: %s", self.group, topic, error)
-            return False
-        mine = set(self._allocation(self.client_id, queues, members))
-        for queue in [queue for queue in self._held if queue.topic == topic and queue not in mine]:
-            await self._drop(queue)
-        for queue in queues:
-            if queue in mine and queue not in self._held:
-                await self._take(queue)
-        return mine <= self._held.keys()
+        self._check_open()
+        topics = [topic] if topic is not None else list(self._subscriptions)
+        return await group_lag(self._remoting, self._offsets, self.group, topics)
 
-    async def _take(self, queue: MessageQueue) -> None:
-        try:
-            offset = await self._first_offset(queue)
-        except (RemotingError, ResponseError) as error:
-            logger.warning("group %s: the offset of %s is not to be had: %s", self.group, queue, error)
-            return
-        held = self._held[queue] = _Held(ProcessQueue(queue, offset))
-        assert self._intake is not None  # noqa: S101 - runs inside it
-        self._intake.start_soon(self._run_pull, held)
-        logger.info("group %s takes %s from %d", self.group, queue, offset)
+    async def commit(self) -> None:
+        """Keep the progress of now: all that is finished.  It is kept every `commit_seconds`, and at the end, too.
 
-    async def _drop(self, queue: MessageQueue) -> None:
-        """Stop pulling, commit what is finished, and only then let go."""
-        held = self._held[queue]
-        held.state.dropped = True
-        held.pulling.cancel()
-        await self._commit(held)
-        del self._held[queue]
-        logger.info("group %s lets go of %s at %d", self.group, queue, held.state.commit_offset)
+        RemotingError, ResponseError or ClientError when it could not be kept; it is tried again with the next commit.
+        """
+        self._check_open()
+        await self._store.persist(self._remember())
 
-    async def _first_offset(self, queue: MessageQueue) -> int:
-        address = self._master(queue)
-        offset = await group_calls.committed_offset(self._remoting, address, self.group, queue)
-        if offset is not None:
-            return offset
-        if self._from_first or queue.topic.startswith(RETRY_PREFIX):
-            return await group_calls.min_offset(self._remoting, address, queue)
-        return await group_calls.max_offset(self._remoting, address, queue)
+    def _check_open(self) -> None:
+        if self._intake is None or self._delivery.closing.is_set():
+            raise ClientError("the consumer is not open: use it inside `async with`")
 
-    def _master(self, queue: MessageQueue) -> str:
-        for route in self._routes.known():
-            address = route.master(queue.broker_name)
-            if address is not None:
-                return address
-        raise RemotingError(f"broker {queue.broker_name} has no master now")
-
-    # -- pulling ------------------------------------------------------------------------------------------------
-
-    async def _run_pull(self, held: _Held) -> None:
-        with held.pulling:
-            while True:
-                await self._wait_room(held)
-                try:
-                    await self._pull(held)
-                except (RemotingError, ResponseError, ProtocolError) as error:
-                    logger.debug("group %s: pull of %s failed: %s", self.group, held.state.queue, error)
-                    await anyio.sleep(ERROR_PAUSE_SECONDS)
-
-    async def _wait_room(self, held: _Held) -> None:
-        state = held.state
-        while state.count > PENDING_COUNT_MAX or state.size_bytes > PENDING_BYTES_MAX or state.span > PENDING_SPAN_MAX:
-            held.room = anyio.Event()
-            await held.room.wait()
-
-    async def _pull(self, held: _Held) -> None:
-        state = held.state
-        queue = state.queue
-        subscription = self._subscriptions[queue.topic]
-        answer = await group_calls.pull(
-            self._remoting,
-            self._master(queue),
-            self.group,
-            queue,
-            offset=state.next_offset,
-            commit_offset=state.commit_offset,
-            sub_version=subscription.sub_version,
-            max_messages=self._pull_batch_size,
-        )
-        next_offset = answer.decode_header(PullMessageResponseHeader).next_begin_offset
-        if answer.code != ResponseCode.SUCCESS:
-            state.moved(next_offset)
-            return
-        wanted = set(subscription.tags_set)
-        messages = [
-            ReceivedMessage.from_record(stored, queue)
-            for stored in decode_records(answer.body)
-            if not wanted or stored.tags in wanted
-        ]
-        state.pulled([(message.queue_offset, len(message.stored.body)) for message in messages], next_offset)
-        assert self._consuming is not None  # noqa: S101 - pulls run inside it
-        for start in range(0, len(messages), self._batch_size):
-            self._consuming.start_soon(self._consume, held, messages[start : start + self._batch_size])
-
-    # -- consuming ----------------------------------------------------------------------------------------------
-
-    async def _consume(self, held: _Held, messages: list[ReceivedMessage]) -> None:
-        """Give messages to the listener until they are finished, given back, or no longer ours."""
-        while not held.state.dropped and not self._closing.is_set():
-            async with self._limiter:
-                if held.state.dropped or self._closing.is_set():
-                    return
-                self._running += 1
-                try:
-                    messages = await self._unfinished(held, messages, await self._call_listener(messages))
-                finally:
-                    self._running -= 1
-                    self._listener_ended.set()
-                    self._listener_ended = anyio.Event()
-            if not messages:
-                return
-            with anyio.move_on_after(self._local_retry_seconds):
-                await self._closing.wait()
-
-    async def _call_listener(self, messages: list[ReceivedMessage]) -> bool:
-        listener = self._listeners.get(messages[0].topic)
-        if listener is None:
-            logger.warning("group %s has no listener for %s: the message waits", self.group, messages[0].topic)
-            return False
-        try:
-            return await listener(messages) is not ConsumeResult.RECONSUME_LATER
-        except Exception:
-            logger.exception("the listener of group %s failed on %s", self.group, messages[0].message_id)
-            return False
-
-    async def _unfinished(self, held: _Held, messages: list[ReceivedMessage], consumed: bool) -> list[ReceivedMessage]:
-        """Finish what was consumed or could be given back; the rest is to be consumed again."""
-        left = [] if consumed else [message for message in messages if not await self._give_back(message)]
-        kept = {message.queue_offset for message in left}
-        held.state.finished(message.queue_offset for message in messages if message.queue_offset not in kept)
-        held.room.set()
-        return left
-
-    async def _give_back(self, message: ReceivedMessage) -> bool:
-        try:
-            await group_calls.give_back(
-                self._remoting,
-                self._master(message.queue),
-                self.group,
-                message.stored,
-                max_reconsume_times=MAX_RECONSUME_TIMES,
-            )
-        except (RemotingError, ResponseError) as error:
-            logger.debug("group %s: %s could not be given back: %s", self.group, message.message_id, error)
-            return False
-        return True
+    def _properties(self) -> dict[str, str]:
+        return {
+            "consumerGroup": self.group,
+            "messageModel": BROADCASTING if self._broadcasting else CLUSTERING,
+            "consumeMessageBatchMaxSize": str(self._delivery.batch_size),
+            "maxReconsumeTimes": str(
+                -1 if self._delivery.max_reconsume_times is None else self._delivery.max_reconsume_times
+            ),
+            running.PROP_NAMESERVER_ADDR: ";".join(self._name_servers) + ";",
+            running.PROP_THREADPOOL_CORE_SIZE: str(self._concurrency),
+            running.PROP_CONSUMER_START_TIMESTAMP: str(self._started_ms),
+        }
 
     # -- offsets ------------------------------------------------------------------------------------------------
 
+    def _remember(self) -> list[MessageQueue]:
+        return [held.queue for held in list(self._held.values()) if self._rebalance.remember(held)]
+
+    async def _run_commit(self) -> None:
+        while True:
+            await anyio.sleep(self._commit_seconds)
+            self._figures.sample(anyio.current_time())
+            await self._commit_all()
+
     async def _commit_all(self) -> None:
-        for held in list(self._held.values()):
-            await self._commit(held)
-
-    async def _commit(self, held: _Held) -> None:
-        offset = held.state.commit_offset
-        if offset == held.committed:
-            return
         try:
-            await group_calls.commit(
-                self._remoting, self._master(held.state.queue), self.group, held.state.queue, offset
-            )
+            await self._store.persist(self._remember())
         except RocketMQError as error:
-            logger.warning(
-                "group %s: offset %d of %s is not committed: %s", self.group, offset, held.state.queue, error
-            )
-            return
-        held.committed = offset
-
-    async def _say_goodbye(self) -> None:
-        for address in self._routes.broker_addresses():
-            with suppress(RemotingError, ResponseError):
-                await group_calls.unregister(self._remoting, address, self.client_id, self.group)
+            logger.warning("group %s: offsets are not committed: %s", self.group, error)

@@ -1,0 +1,154 @@
+"""Pulls for a push consumer: one task a queue, which asks for more as long as there is room.
+
+Invariants: a queue has one pull under way; what it brings is entered in the queue's state and handed to the listener's
+side in one step, without a wait between; a pull that is cancelled has changed nothing.  Errors make pauses that grow.
+Source of the rules: RocketMQ DefaultMQPushConsumerImpl.pullMessage, PullAPIWrapper.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+import anyio
+
+from trio_rmq.client import group_calls
+from trio_rmq.client.consumer_figures import ConsumerFigures
+from trio_rmq.client.flow_control import Room
+from trio_rmq.client.held_queue import HeldQueue
+from trio_rmq.client.message import ReceivedMessage
+from trio_rmq.client.queue_offsets import QueueOffsets
+from trio_rmq.errors import ProtocolError, RemotingError, ResponseError, RouteNotFoundError
+from trio_rmq.remoting.client import RemotingClient
+from trio_rmq.wire.codes import ResponseCode
+from trio_rmq.wire.groups import MessageQueue
+from trio_rmq.wire.headers import PullMessageResponseHeader
+from trio_rmq.wire.heartbeat import EXPRESSION_TAG, SubscriptionData
+from trio_rmq.wire.record import decode_records
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE_SECONDS = 0.1
+PAUSE_SECONDS = 3.0
+"""Pause of a queue's pull after an error: the first, doubled each time, and the longest."""
+_UNKNOWN_TO_BROKER = frozenset({ResponseCode.SUBSCRIPTION_NOT_EXIST, ResponseCode.SUBSCRIPTION_NOT_LATEST})
+
+
+class PushPuller:
+    """Pulls into the queues it is given.
+
+    `accept(held, messages)` takes what was pulled, `restart(queue, offset)` is asked to begin a queue anew elsewhere,
+    and `introduce()` to tell the brokers of this member.
+    """
+
+    def __init__(
+        self,
+        remoting: RemotingClient,
+        offsets: QueueOffsets,
+        group: str,
+        subscriptions: Mapping[str, SubscriptionData],
+        room: Room,
+        figures: ConsumerFigures,
+        *,
+        batch_size: int,
+        broadcasting: bool,
+        accept: Callable[[HeldQueue, list[ReceivedMessage]], None],
+        restart: Callable[[MessageQueue, int], None],
+        introduce: Callable[[], None],
+    ) -> None:
+        self._remoting = remoting
+        self._offsets = offsets
+        self._group = group
+        self._subscriptions = subscriptions
+        self._room = room
+        self._figures = figures
+        self._batch_size = batch_size
+        self._broadcasting = broadcasting
+        self._accept = accept
+        self._restart = restart
+        self._introduce = introduce
+        self._resumed = anyio.Event()
+        self._resumed.set()
+        self._scopes: set[anyio.CancelScope] = set()
+
+    def suspend(self) -> None:
+        """Pull nothing more until `resume`; pulls under way are given up."""
+        if self._resumed.is_set():
+            self._resumed = anyio.Event()
+            for scope in self._scopes:
+                scope.cancel()
+
+    def resume(self) -> None:
+        """Undo `suspend`."""
+        self._resumed.set()
+
+    async def run(self, held: HeldQueue) -> None:
+        """Pull a queue until it is left."""
+        pause = 0.0
+        with held.pulling:
+            while True:
+                await self._resumed.wait()
+                await self._wait_lock(held)
+                await self._room.wait(held)
+                with anyio.CancelScope() as scope:
+                    self._scopes.add(scope)
+                    try:
+                        await self._pull(held)
+                        pause = 0.0
+                    except (RemotingError, ResponseError, ProtocolError, RouteNotFoundError) as error:
+                        level = logging.WARNING if not pause else logging.DEBUG
+                        logger.log(level, "group %s: pull of %s failed: %s", self._group, held.queue, error)
+                        if isinstance(error, ResponseError) and error.response_code in _UNKNOWN_TO_BROKER:
+                            self._introduce()
+                        pause = min(max(pause * 2, FIRST_PAUSE_SECONDS), PAUSE_SECONDS)
+                        await anyio.sleep(pause)
+                    finally:
+                        self._scopes.discard(scope)
+
+    async def _wait_lock(self, held: HeldQueue) -> None:
+        while not held.is_locked(anyio.current_time()):
+            await held.wait_changed()
+
+    async def _pull(self, held: HeldQueue) -> None:
+        state = held.state
+        queue = held.queue
+        subscription = self._subscriptions.get(queue.topic)
+        if subscription is None:  # unsubscribed just now: the rebalance will let it go
+            raise ProtocolError(f"{queue.topic} is not subscribed any more")
+        started = held.last_pull = anyio.current_time()
+        answer = await group_calls.pull(
+            self._remoting,
+            await self._offsets.address(queue),
+            self._group,
+            queue,
+            offset=state.next_offset,
+            commit_offset=0 if self._broadcasting else state.commit_offset,
+            sub_version=subscription.sub_version,
+            expression_type=subscription.expression_type,
+            max_messages=self._batch_size,
+        )
+        next_offset = answer.decode_header(PullMessageResponseHeader).next_begin_offset
+        if answer.code == ResponseCode.PULL_OFFSET_MOVED:
+            if next_offset == state.next_offset:
+                raise ProtocolError(f"the broker refuses offset {next_offset} and names no other")
+            logger.warning("group %s: %s has no offset %d, it goes on at %d",
+                           self._group, queue, state.next_offset, next_offset)  # fmt: skip
+            self._restart(queue, next_offset)
+            await anyio.sleep_forever()  # until the rebalance has begun the queue anew
+        if answer.code != ResponseCode.SUCCESS:
+            state.moved(next_offset)
+            return
+        wanted = subscription.tags_set if subscription.expression_type == EXPRESSION_TAG else ()
+        messages = [
+            ReceivedMessage(queue, stored)
+            for stored in decode_records(answer.body)
+            if not wanted or stored.tags in wanted
+        ]
+        now = anyio.current_time()
+        counts = self._figures.of(queue.topic, now).counts
+        counts.pulls += 1
+        counts.pulled += len(messages)
+        counts.pull_seconds += now - started
+        state.pulled([(message.stored.queue_offset, len(message.stored.body)) for message in messages], next_offset)
+        if messages:
+            self._accept(held, messages)
