@@ -393,3 +393,28 @@ async def test_a_bad_batch_behind_plain_sends_doubles_none_of_them(autojump_cloc
         answers = await client.ask_many(commands)
         assert [answer.code for answer in answers] == [0, ResponseCode.MESSAGE_ILLEGAL, 0]
         assert [m.body for m in await client.stored()] == [b"before", b"after"]
+
+
+@pytest.mark.trio
+async def test_under_sync_flush_only_who_wants_it_waits(autojump_clock: MockClock) -> None:
+    disk = FaultyDisk()
+    async with one_broker(disk=disk, store={"flush_disk_type": "SYNC_FLUSH"}) as (_, client):
+        await client.create_topic("T")
+        disk.latency = lambda: 5.0
+        begun = trio.current_time()
+        both = [
+            Command(RequestCode.SEND_MESSAGE_V2, send_header(properties=f"WAIT\x01{wait}"), body=b"x")
+            for wait in ("false", "true")
+        ]
+        seconds = []
+
+        async def ask(command: Command) -> None:
+            answer = await client.remoting.request(client.address, command, 100)
+            assert answer.code == 0
+            seconds.append(trio.current_time() - begun)
+
+        async with trio.open_nursery() as nursery:
+            for command in both:
+                nursery.start_soon(ask, command)
+        assert seconds[0] < 1
+        assert 5 <= seconds[1] < 11

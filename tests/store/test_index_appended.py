@@ -81,3 +81,13 @@ async def test_one_that_is_behind_reads_first(place: Place) -> None:
         stored(store.append([new_message(properties="UNIQ_KEY\x01second")]))
         index = index_of(store)
         assert [offset for _, offset, _ in keys_in(index)] == [0, index._pending.offsets[1]]
+
+
+@pytest.mark.trio
+async def test_under_sync_flush_they_wait_for_the_sync(place: Place) -> None:
+    async with place.open(flush_disk_type="SYNC_FLUSH") as store:
+        [first] = stored(store.append([new_message(properties="UNIQ_KEY\x01first")]))
+        index = index_of(store)
+        assert keys_in(index) == []
+        await store.wait_durable(first.size_bytes)
+        assert len(keys_in(index)) == 1

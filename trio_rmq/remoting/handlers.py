@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from trio_rmq.remoting.session import Session
 
 
+Reply = Command | bytes
+"""A response, or its whole frame where the handler has it encoded already (never for a WebSocket session)."""
+
+
 class Later:
     """An answer that must wait: `run` becomes a task of the session's nursery and returns the replies to write.
 
@@ -28,7 +32,7 @@ class Later:
 
     def __init__(
         self,
-        run: Callable[[], Awaitable[Sequence[Command]]],
+        run: Callable[[], Awaitable[Sequence[Reply]]],
         *,
         held: bool = False,
         answers: Sequence[Command] = (),
@@ -40,9 +44,6 @@ class Later:
 
 Handler = Callable[["Session", Command], "Command | Later | None"]
 """Answers one request: the response, a `Later`, or None when nothing is sent.  May raise RequestError/ProtocolError."""
-
-Reply = Command | bytes
-"""A response, or its whole frame where the handler has it encoded already (never for a WebSocket session)."""
 
 BatchHandler = Callable[["Session", Sequence[Command]], "Sequence[Reply | Later]"]
 """Answers a run of requests of one code; leaves out replies to one-way requests; raises only what fails them all."""

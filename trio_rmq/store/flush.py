@@ -131,6 +131,10 @@ class LogFlusher:
                 while self._log.position - self.synced_offset < self._least_bytes and due > 0:
                     await trio.sleep(min(due, self._interval_seconds))
                     due = flushed_at + self._thorough_seconds - trio.current_time()
+            else:
+                # Whoever has more to append this very moment joins the round instead of waiting for the next one.
+                await trio.lowlevel.checkpoint()
+                await trio.lowlevel.checkpoint()
             self._wake = trio.Event()
             self._idle = True
             await self.sync()

@@ -1,7 +1,7 @@
 """The index: finds records by unique key and by key, in RocketMQ's index files.
 
 It follows the log, a few milliseconds behind and off the path of the appends: a service takes the keys of plain records
-that are visible at once from the messages themselves, and reads all others back from the page cache, in slices.  Keys
+from the messages themselves, once they are visible, and reads all others back from the page cache, in slices.  Keys
 wait in memory (at most some `GROUP_KEYS_MAX`, 20 bytes each); groups of them go to the files.  So a backlog takes no
 memory, and an index that is missing, older than the log or cut by a crash is made again in the background, from the
 first record that it does not hold, while the store serves.
@@ -199,7 +199,7 @@ class Index:
         self._wake.set()
 
     def appended(self, messages: Sequence[NewMessage], results: Sequence[AppendResult]) -> None:
-        """These were appended and are visible: keep them for `gather`, unless earlier ones are still to be read."""
+        """These were appended: keep them for `gather`, unless earlier ones are still to be read."""
         end = self._fresh_end if self._fresh else self.position
         last = results[-1]
         if results[0].physical_offset != end or last.status is not AppendStatus.PUT_OK:
@@ -246,7 +246,10 @@ class Index:
         if position >= end or len(self._pending.hashes) >= GROUP_KEYS_MAX:
             return False
         if self._fresh:
-            messages, results = self._fresh.popleft()
+            messages, results = self._fresh[0]
+            if results[-1].physical_offset >= end:
+                return False
+            self._fresh.popleft()
             self._fresh_messages -= len(messages)
             if results[0].physical_offset == self.position:
                 self.position = take_appended(zip(messages, results, strict=True), self._pending) or self.position

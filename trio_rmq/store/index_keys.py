@@ -213,8 +213,8 @@ def take_plain(block: bytes, at: int, position: int, most: int, held_at: int, pe
             unique_at += len(_UNIQUE_KEY_START)
             unique_end = block.find(_PROPERTY_END, unique_at, end)
             key = block[unique_at : end if unique_end < 0 else unique_end]
-            if key:
-                pending.add(key_hash(block[topic_at:topic_end], key), offset, time_ms)
+            for word in (key,) if key else keys_of(block[properties_at:end]):
+                pending.add(key_hash(block[topic_at:topic_end], word), offset, time_ms)
         at = end
         taken += 1
     return at, taken

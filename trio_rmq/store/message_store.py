@@ -166,7 +166,7 @@ class MessageStore:
 
     def _append(self, messages: Sequence[NewMessage], *, together: bool = False) -> list[AppendResult]:
         results = self._put(messages, together=together)
-        if self._index is not None and results and not self.sync_flush:
+        if self._index is not None and results:
             self._index.appended(messages, results)
         return results
 

@@ -1,8 +1,10 @@
 """Sends: SEND_MESSAGE (10), SEND_MESSAGE_V2 (310) and SEND_BATCH_MESSAGE (320).
 
 All sends that arrived in one read become one append: the handler checks each, appends the good ones together and
-answers them.  Under SYNC_FLUSH one task waits for the sync of them all.  Invariants: a message is answered SEND_OK
-only after the store has it with the durability it promises; a bad message costs nobody else anything.
+answers them.  Under SYNC_FLUSH one task waits for the sync of them all; those with WAIT=false do not wait.
+
+Invariants: a message is answered SEND_OK only after the store has it with the durability it promises; a bad message
+costs nobody else anything.
 Checks, codes and remarks: RocketMQ SendMessageProcessor and AbstractSendMessageProcessor (4.9), except where
 protocol/differences.md says otherwise.
 """
@@ -53,6 +55,9 @@ RETRY_QUEUES = 1
 HOST_FLAGS = BORN_HOST_V6 | STORE_HOST_V6
 
 SendHeader = SendMessageRequestHeader | SendMessageRequestHeaderV2
+
+Synced = tuple[Command, Reply]
+"""A stored send and its answer, which waits for the sync."""
 
 CHECKED_TOPICS_MAX = 100_000
 """Most topics whose checks are remembered."""
@@ -114,6 +119,7 @@ class SendHandlers:
     def send_many(self, session: Session, requests: Sequence[Command]) -> Sequence[Reply | Later]:
         """Append a run of sends with one write; their answers in any order, or one `Later` under SYNC_FLUSH."""
         replies: list[Reply] = []
+        synced: list[Synced] = []
         messages: list[NewMessage] = []
         accepted: list[Command] = []
         end = 0  # of what was appended
@@ -128,8 +134,8 @@ class SendHandlers:
                 if is_batch or header.batch:
                     # A batch is stored as one piece, behind what came before it.
                     before, accepted, messages = (accepted, messages), [], []
-                    end = max(end, self._append(*before, replies))
-                    end = max(end, self._append_batch(session, request, header, replies))
+                    end = max(end, self._append(*before, replies, synced))
+                    end = max(end, self._append_batch(session, request, header, replies, synced))
                 else:
                     messages.append(self._message(session, request, header))
                     accepted.append(request)
@@ -139,32 +145,29 @@ class SendHandlers:
             except ProtocolError as error:
                 if not request.is_oneway:
                     replies.append(request.reply(error.response_code, ext=self._answer_ext, remark=str(error)))
-        end = max(end, self._append(accepted, messages, replies))
-        if self._store.sync_flush:
-            return self._after_sync(requests, [reply for reply in replies if isinstance(reply, Command)], end)
-        return replies
+        end = max(end, self._append(accepted, messages, replies, synced))
+        return [*replies, self._after_sync(synced, end)] if synced else replies
 
-    def _after_sync(self, requests: Sequence[Command], replies: list[Command], end: int) -> Sequence[Reply | Later]:
-        """The replies once the log is synced up to `end`, or 14 in the place of each success."""
-        if not any(reply.code == ResponseCode.SUCCESS for reply in replies):
-            return replies
+    def _after_sync(self, synced: Sequence[Synced], end: int) -> Later:
+        """The answers once the log is synced up to `end`, or 14 in the place of each."""
 
-        async def wait() -> Sequence[Command]:
+        async def wait() -> Sequence[Reply]:
             try:
                 await self._store.wait_durable(end)
             except StoreFailedError as error:
-                return [
-                    reply
-                    if reply.code != ResponseCode.SUCCESS
-                    else _refusal(reply, ResponseCode.SERVICE_NOT_AVAILABLE, str(error))
-                    for reply in replies
-                ]
-            return replies
+                code, remark = ResponseCode.SERVICE_NOT_AVAILABLE, str(error)
+                return [request.reply(code, ext=self._answer_ext, remark=remark) for request, _ in synced]
+            return [answer for _, answer in synced]
 
-        return [Later(wait, answers=[request for request in requests if not request.is_oneway])]
+        return Later(wait, answers=[request for request, _ in synced])
 
-    def _append(self, requests: list[Command], messages: list[NewMessage], replies: list[Reply]) -> int:
-        """Append, add the answers to `replies`, and return where the last record ends (0: none was stored)."""
+    def _append(
+        self, requests: list[Command], messages: list[NewMessage], replies: list[Reply], synced: list[Synced]
+    ) -> int:
+        """Append, and add each answer to `replies`, or to `synced` when it must wait for the sync.
+
+        Returns where the last record ends; 0 when none was stored.
+        """
         if not messages:
             return 0
         waits = self._store.sync_flush
@@ -178,19 +181,27 @@ class SendHandlers:
                 continue
             msg_id = f"{id_prefix}{result.physical_offset:016X}"
             queue_id, queue_offset = message.queue_id, result.queue_offset
-            frame = None if waits else encode(request.serialize_type, request.opaque, msg_id, queue_id, queue_offset)
-            if frame is None:
+            answer: Reply | None = encode(request.serialize_type, request.opaque, msg_id, queue_id, queue_offset)
+            if answer is None:
                 header = SendMessageResponseHeader(msg_id=msg_id, queue_id=queue_id, queue_offset=queue_offset)
-                replies.append(request.reply(0, header=header, ext=ext))
+                answer = request.reply(0, header=header, ext=ext)
+            if waits and message.wait_for_store:
+                synced.append((request, answer))
             else:
-                replies.append(frame)
+                replies.append(answer)
         return _end_of(results) if waits else 0
 
-    def _append_batch(self, session: Session, request: Command, header: SendHeader, replies: list[Reply]) -> int:
+    def _append_batch(
+        self, session: Session, request: Command, header: SendHeader, replies: list[Reply], synced: list[Synced]
+    ) -> int:
         items = self._batch(session, request, header)
         results = self._store.append_batch(items)
         if not request.is_oneway:
-            replies.append(self._reply(request, items[0].queue_id, results))
+            answer = self._reply(request, items[0].queue_id, results)
+            if self._store.sync_flush and answer.code == ResponseCode.SUCCESS and items[0].wait_for_store:
+                synced.append((request, answer))
+            else:
+                replies.append(answer)
         return _end_of(results)
 
     def _reply(self, request: Command, queue_id: int, results: list[AppendResult]) -> Command:
@@ -421,10 +432,4 @@ def _properties_too_large(size: int) -> RequestError:
     return RequestError(
         ResponseCode.MESSAGE_ILLEGAL,
         f"the properties take {size} bytes, more than {PROPERTIES_SIZE_MAX_BYTES}: shorten or drop some",
-    )
-
-
-def _refusal(reply: Command, code: int, remark: str) -> Command:
-    return Command(
-        code, ext=reply.ext, remark=remark, flag=reply.flag, opaque=reply.opaque, serialize_type=reply.serialize_type
     )
