@@ -129,11 +129,6 @@ class ConcurrentConsuming:
             self._busy += 1
             try:
                 await self._work(worker)
-            except BaseException:  # closing; or the listener raised a cancellation that nobody asked for
-                self._workers.remove(worker)
-                if worker.item is not None:
-                    self._tasks.start_soon(self._end_cancelled, *worker.item)
-                raise
             finally:
                 self._busy -= 1
                 self._call_ended.set()
@@ -234,14 +229,6 @@ class ConcurrentConsuming:
             self._done(held, [message])
         if left:
             self._tasks.start_soon(self._retry_here, held, left)
-
-    async def _end_cancelled(self, held: HeldQueue, messages: list[ReceivedMessage]) -> None:
-        """After a call that ended its worker: a closing consumer ends this at its first wait, another goes on."""
-        self._wake_one()
-        try:
-            await self._bring_back(held, messages, 0, 0)
-        finally:
-            held.call_ended(anyio.current_time())
 
     async def _retry_here(self, held: HeldQueue, messages: list[ReceivedMessage]) -> None:
         await self._delivery.pause(self._delivery.local_retry_seconds)

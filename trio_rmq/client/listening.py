@@ -43,11 +43,26 @@ Interceptor = Callable[[Consumption, Proceed], Awaitable[Outcome]]
 
 
 def intercepted(listener: Listener, interceptors: Sequence[Interceptor], group: str) -> Listener:
-    """`listener` with the interceptors around it."""
-    wrapped = listener
+    """`listener` with the interceptors around it; a cancellation that it makes up comes out as ClientError."""
+    wrapped = _guarded(listener)
     for interceptor in reversed(interceptors):
         wrapped = _around(interceptor, wrapped, group)
     return wrapped
+
+
+def _guarded(listener: Listener) -> Listener:
+    async def call(messages: Sequence[ReceivedMessage]) -> Outcome:
+        try:
+            return await listener(messages)
+        except BaseException as error:
+            if isinstance(error, Exception) or anyio.get_current_task().has_pending_cancellation():
+                raise
+            if not isinstance(error, anyio.get_cancelled_exc_class()):
+                raise
+            # asyncio: it waited for something that was cancelled. Passed on, that would end the consumer in silence.
+            raise ClientError("the listener was cancelled, though nobody cancelled the consumer") from error
+
+    return call
 
 
 def _around(interceptor: Interceptor, listener: Listener, group: str) -> Listener:
