@@ -1,0 +1,229 @@
+"""`scripts/bench store`: the store by itself, without a network - appends, syncs, depth and width, restarts, pulls.
+
+Appends stand beside a floor: `pwritev` of ready-made records of the same size, as many a call.  Both are measured in
+turns, in CPU seconds of this process, and the median ratio counts.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import trio
+import trio.lowlevel
+
+from benchmark.report import Goal, Report
+from benchmark.runs import Plan, median_run
+from trio_rmq.config import MessageStoreConfig
+from trio_rmq.store.message_store import MessageStore, open_message_store
+from trio_rmq.store.messages import GetStatus, NewMessage
+from trio_rmq.wire.ids import Host
+
+HOST: Host = (b"\x7f\0\0\1", 10911)
+CALL = 32
+"""Records of one append call, and of one pull."""
+
+ROUNDS = 7
+ROUND_MESSAGES = 32 * 1000
+PROPERTIES = "UNIQ_KEY\x01{:032X}\x02CLUSTER\x01DefaultCluster"
+
+
+def messages_of(count: int, size: int, *, first: int = 0, queues: int = 4) -> list[NewMessage]:
+    """`count` messages of `size` body bytes, spread over the queues of a topic."""
+    body = b"x" * size
+    return [
+        NewMessage(
+            "Bench0",
+            number % queues,
+            body,
+            PROPERTIES.format(number),
+            born_timestamp_ms=1_795_000_000_000,
+            born_host=HOST,
+        )
+        for number in range(first, first + count)
+    ]
+
+
+def config_in(folder: Path, **settings: object) -> MessageStoreConfig:
+    """The default configuration of a store in `folder`."""
+    values: dict[str, object] = {"store_path_root_dir": str(folder), **settings}
+    return MessageStoreConfig(**values)  # type: ignore[arg-type]  # the values are those of the fields
+
+
+async def _append_round(store: MessageStore, calls: list[list[NewMessage]]) -> float:
+    """CPU microseconds a message, of the calls alone."""
+    spent = 0.0
+    clock = time.thread_time
+    for number, call in enumerate(calls):
+        begun = clock()
+        store.append(call)
+        spent += clock() - begun
+        if number % 8 == 0:
+            await trio.lowlevel.checkpoint()  # the services have their turns
+    return spent / (len(calls) * CALL) * 1e6
+
+
+def _floor_round(handle: int, record: bytes, calls: int, at: int) -> float:
+    """CPU microseconds a record, of `pwritev` with ready-made records."""
+    records = [record] * CALL
+    begun = time.thread_time()
+    for _ in range(calls):
+        at += os.pwritev(handle, records, at)
+    return (time.thread_time() - begun) / (calls * CALL) * 1e6
+
+
+async def measure_append(report: Report, folder: Path) -> None:
+    """The append path at 100 bytes and 1 KB, as a share of the floor; both go on into new pages, as logs do."""
+    for size, wanted in ((100, 0.08), (1024, 0.2)):
+        home = folder / f"append-{size}"
+        async with open_message_store(config_in(home), store_host=HOST) as store:
+            calls = [messages_of(CALL, size, first=first) for first in range(0, ROUND_MESSAGES, CALL)]
+            record = bytes(store.append(calls[0])[0].size_bytes)
+            handle = os.open(home / "floor", os.O_RDWR | os.O_CREAT)
+            os.truncate(handle, 1024**3)
+            ratios, costs, floors = [], [], []
+            at = 0
+            for number in range(ROUNDS + 1):
+                floor = _floor_round(handle, record, len(calls), at)
+                cost = await _append_round(store, calls)
+                at += len(record) * ROUND_MESSAGES
+                if number:  # the first makes the files' pages and the queues
+                    ratios.append(floor / cost)
+                    costs.append(cost)
+                    floors.append(floor)
+            os.close(handle)
+        name = (
+            f"append of {CALL} x {size} B: of a bare pwritev loop "
+            f"({statistics.median(costs):.2f} against {statistics.median(floors):.2f} us a record)"
+        )
+        report.goals.append(Goal(name, statistics.median(ratios), ">=", wanted))
+
+
+def _device_sync_ms(folder: Path) -> float:
+    """The device's own time for a 4 KiB write and its fdatasync, the median of 50."""
+    handle = os.open(folder / "sync", os.O_RDWR | os.O_CREAT)
+    os.pwrite(handle, bytes(1024 * 1024), 0)
+    os.fsync(handle)
+    times = []
+    for number in range(50):
+        begun = time.perf_counter()
+        os.pwrite(handle, bytes(4096), number * 4096)
+        os.fdatasync(handle)
+        times.append(time.perf_counter() - begun)
+    os.close(handle)
+    return statistics.median(times) * 1e3
+
+
+Step = Callable[[str], None]
+
+
+async def measure_depth(report: Report, folder: Path, depth: int, say: Step) -> None:
+    """Appends, memory, restarts and pulls with `depth` small messages stored."""
+    home = folder / "depth"
+    settings: dict[str, object] = {"mapped_file_size_commit_log": 1024**3}
+    calls = [messages_of(CALL, 20, first=first) for first in range(0, ROUND_MESSAGES, CALL)]
+    async with open_message_store(config_in(home, **settings), store_host=HOST) as store:
+        await _append_round(store, calls)
+        empty = statistics.median([await _append_round(store, calls) for _ in range(ROUNDS)])
+        resident = _resident_mb()
+        filled = ROUND_MESSAGES * (ROUNDS + 1)
+        while filled < depth:
+            await _append_round(store, calls)
+            filled += ROUND_MESSAGES
+            say(f"{filled:,} of {depth:,} messages stored")
+        deep = statistics.median([await _append_round(store, calls) for _ in range(ROUNDS)])
+        report.goals.append(
+            Goal(f"append with {depth:,} messages stored, times an empty store", deep / empty, "<=", 1.15)
+        )
+        end = store.max_offset("Bench0", 0)
+        pulls = {place: _pull_us(store, offset) for place, offset in (("end", end - CALL * 600), ("middle", end // 2))}
+        report.goals.append(
+            Goal(
+                f"hot pull of {CALL} from the middle, times one from the end",
+                pulls["middle"] / pulls["end"],
+                "<=",
+                1.15,
+            )
+        )
+        growth = _resident_mb() - resident
+        report.goals.append(Goal("resident MB that the depth added", growth, "<=", 200))
+    await _measure_restarts(report, home, settings)
+
+
+async def _measure_restarts(report: Report, home: Path, settings: dict[str, object]) -> None:
+    begun = time.perf_counter()
+    async with open_message_store(config_in(home, **settings), store_host=HOST):
+        report.goals.append(Goal("seconds of a clean start", time.perf_counter() - begun, "<=", 2))
+    (home / "abort").touch()
+    begun = time.perf_counter()
+    async with open_message_store(config_in(home, **settings), store_host=HOST):
+        report.goals.append(Goal("seconds of an unclean start", time.perf_counter() - begun, "<=", 20))
+
+
+def _pull_us(store: MessageStore, offset: int, pulls: int = 500) -> float:
+    """CPU microseconds of a pull, the median of rounds of `pulls` neighbours read before."""
+    costs = []
+    for _ in range(ROUNDS):
+        begun = time.thread_time()
+        for number in range(pulls):
+            result = store.get_messages("Bench0", 0, offset + number * CALL, max_count=CALL)
+            assert result.status is GetStatus.FOUND  # noqa: S101 - a measurement of nothing is none
+        costs.append((time.thread_time() - begun) / pulls * 1e6)
+    return statistics.median(costs)
+
+
+def _resident_mb() -> float:
+    """Anonymous memory of this process, that is, without the page cache's."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def measure_flush(report: Report, folder: Path, seconds: float) -> None:
+    """64 senders, each waiting for its answer, under SYNC_FLUSH and ASYNC_FLUSH; and 64 sends on one connection."""
+    device_ms = _device_sync_ms(folder)
+    for senders, wanted in ((64, 0.5), (1, 0.0)):
+        base = Plan("send", "tcp", "ROCKETMQ", 1024, 1, 1, senders, 64, seconds, None, floor=False)
+        rows = [median_run(replace(base, settings=(f"flushDiskType={kind}_FLUSH",))) for kind in ("ASYNC", "SYNC")]
+        report.rows += rows
+        ratio = rows[1].messages_per_second / rows[0].messages_per_second
+        name = f"{senders} x {64 // senders} sends, SYNC_FLUSH of ASYNC_FLUSH (the device syncs in {device_ms:.2f} ms)"
+        report.goals.append(Goal(name, ratio, ">=", wanted))
+
+
+def measure_width(report: Report, seconds: float, queues: int) -> None:
+    """The server's CPU a send, all its services included, with sends to many queues in turn."""
+    base = Plan("send", "tcp", "ROCKETMQ", 20, 1, 1, 1, 64, max(seconds, 5), None, floor=False)
+    rows = [median_run(base), median_run(replace(base, queues=queues))]
+    report.rows += rows
+    cost = rows[1].cpu_us_per_message / rows[0].cpu_us_per_message
+    report.goals.append(Goal(f"server CPU a send with {queues:,} queues, times 4 queues", cost, "<=", 1.15))
+    growth = rows[1].server_resident_mb - rows[0].server_resident_mb
+    report.goals.append(Goal(f"resident MB that {queues:,} queues add", growth, "<=", 200))
+
+
+def run_store(report: Report, folder: Path, *, seconds: float, depth: int, queues: int) -> None:
+    """All of it, in a folder that the caller removes."""
+
+    def say(text: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{text}\033[K", end="", file=sys.stderr, flush=True)
+
+    gc.collect()
+    gc.freeze()  # as the server does
+
+    async def run() -> None:
+        await measure_append(report, folder)
+        if depth:
+            await measure_depth(report, folder, depth, say)
+
+    measure_flush(report, folder, seconds)
+    measure_width(report, seconds, queues)
+    trio.run(run)
