@@ -148,6 +148,7 @@ class ScriptedBroker:
         def handle(session: Session, request: Command) -> Command | Later:
             self.seen.append(request.code)
             if request.code in self.refuse:
+                self.tell()
                 raise RequestError(ResponseCode.SYSTEM_BUSY, "refused by the script")
             answer = handler(session, request)
             self.tell()
