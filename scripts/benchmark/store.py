@@ -153,17 +153,21 @@ async def measure_depth(report: Report, folder: Path, depth: int, say: Step) -> 
         )
         growth = _resident_mb() - resident
         report.goals.append(Goal("resident MB that the depth added", growth, "<=", 200))
-    await _measure_restarts(report, home, settings)
+        checkpoint = (home / "checkpoint").read_bytes()
+    await _measure_restarts(report, home, settings, checkpoint)
 
 
-async def _measure_restarts(report: Report, home: Path, settings: dict[str, object]) -> None:
+async def _measure_restarts(report: Report, home: Path, settings: dict[str, object], checkpoint: bytes) -> None:
+    """A start after a stop in order, and one with the mark of a running store and the `checkpoint` it had then."""
     begun = time.perf_counter()
     async with open_message_store(config_in(home, **settings), store_host=HOST):
         report.goals.append(Goal("seconds of a clean start", time.perf_counter() - begun, "<=", 2))
     (home / "abort").touch()
+    (home / "checkpoint").write_bytes(checkpoint)
     begun = time.perf_counter()
-    async with open_message_store(config_in(home, **settings), store_host=HOST):
-        report.goals.append(Goal("seconds of an unclean start", time.perf_counter() - begun, "<=", 20))
+    async with open_message_store(config_in(home, **settings), store_host=HOST) as store:
+        seconds, read = time.perf_counter() - begun, store.recovered.records if store.recovered else 0
+        report.goals.append(Goal(f"seconds of a start after a kill, which read {read:,} records", seconds, "<=", 20))
 
 
 def _pull_us(store: MessageStore, offset: int, pulls: int = 500) -> float:
