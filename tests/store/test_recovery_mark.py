@@ -130,7 +130,7 @@ async def test_much_log_behind_the_mark_moves_it_early(
         await trio.sleep(2)
         mark = mark_in(place)
         assert mark is not None
-        assert mark.entries == 3
+        assert mark.entries >= 3
 
 
 async def test_the_longs_of_other_versions_stay(place: Place) -> None:
