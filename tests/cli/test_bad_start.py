@@ -122,7 +122,9 @@ def test_a_server_whose_files_may_not_grow_refuses_until_they_may(tmp_path: Path
         assert trio_rmq("send", *where, "T", "again").returncode == 0
         status, _, err = server.stop()
         assert status == 0
+        assert err.count("senders are refused: the disk is full or refuses the write") == 1
         assert "File too large" in err
+        assert err.count("senders are served again") == 1
         assert "Traceback" not in err
     with running(tmp_path, *standalone(tmp_path / "s", *ports)):
         received = trio_rmq("receive", *where, "T", "--until-end")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from logging import getLogger
 from zlib import crc32
 
 from trio_rmq.clock import wall_ms
@@ -32,6 +33,8 @@ from trio_rmq.wire.record import (
     record_size,
 )
 from trio_rmq.wire.sysflag import BORN_HOST_V6, STORE_HOST_V6, TRANSACTION_PREPARED
+
+_log = getLogger(__name__)
 
 Staged = list[tuple[ConsumeQueue, int]]
 """For each new entry, in order: its queue and its tags code."""
@@ -70,6 +73,7 @@ class Appender:
         self._failed = failed
         self._body_size_max = body_size_max
         self.store_host = store_host
+        self._full = False  # said once in the log, until a write succeeds
         self.refusal: str | None = None
         """When set, the sentence with which every message is refused."""
         self.last_time_ms = 0
@@ -245,11 +249,19 @@ class Appender:
                     log.skip_to(start - start % size + size)
         except LogFullError as error:
             self._take_back(staged, kept)
-            self._refuse_from(log.position, results, f"the disk is full or refuses the write ({error}): make room")
+            remark = f"the disk is full or refuses the write ({error}): make room"
+            self._refuse_from(log.position, results, remark)
+            if not self._full:
+                self._full = True
+                _log.warning("senders are refused: %s", remark)
         except StoreFailedError as error:
             self._take_back(staged, kept)
             self._refuse_from(log.position, results, str(error))
             self._failed(error)
+        else:
+            if self._full:
+                self._full = False
+                _log.warning("senders are served again: the disk takes the log's writes")
         if kept < len(staged):
             del staged[kept:]
         self.messages += len(staged)
