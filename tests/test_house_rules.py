@@ -318,6 +318,7 @@ RULES = [
             "trio_rmq/remoting/session.py": "the session boundary: a defect is logged and answered SYSTEM_ERROR",
             "trio_rmq/remoting/connection.py": "the same boundary for a client's handlers of requests from the broker",
             "trio_rmq/client/listening.py": "a listener is the user's: whatever it raises brings its messages back",
+            "trio_rmq/client/auto_batch.py": "an interceptor is the user's: what it raises goes to the batch's senders",
             "trio_rmq/client/concurrent_consuming.py": "the same; its calls are not one by one in a function's try",
         },
     ),

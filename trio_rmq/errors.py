@@ -8,6 +8,8 @@ Rules: decoders raise only `ProtocolError`; handlers raise only `RequestError` o
 handler is a defect, which the session boundary answers with SYSTEM_ERROR and logs with its traceback.
 """
 
+from collections.abc import Sequence
+
 
 class RocketMQError(Exception):
     """Base of every error raised by this package."""
@@ -102,7 +104,15 @@ class RouteNotFoundError(ClientError):
 
 
 class SendError(ClientError):
-    """A send failed for good: the message says what each try met, and where."""
+    """A send failed for good: the message says what each try met, and where; `tries` has that one by one.
+
+    `response_code` is the last broker's answer, None when none answered.
+    """
+
+    def __init__(self, message: str, *, response_code: int | None = None, tries: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.response_code = response_code
+        self.tries = list(tries)
 
 
 class FilterError(RocketMQError):

@@ -121,6 +121,7 @@ def test_progress_is_committed_now_and_then_and_a_cut_is_ridden_out() -> None:
             assert await consumer.poll(timeout_seconds=60) == []
             world.network.heal(CLIENT, BROKER)
             world.network.reset(CLIENT, BROKER)
+            await trio.sleep(1)  # until the producer knows: it sends to a given queue once
             await producer.send(Message("Simulated", b"after"), queue=QUEUE)
             assert [message.body for message in await consumer.poll(timeout_seconds=60)] == [b"after"]
 

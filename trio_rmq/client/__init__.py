@@ -1,5 +1,8 @@
 """Producers and consumers, on anyio: the same code under Trio and asyncio."""
 
+from trio_rmq.client.auto_batch import AutoBatch
+from trio_rmq.client.batches import split_batch
+from trio_rmq.client.compression import Compression, CompressionType
 from trio_rmq.client.flow_control import FlowControl
 from trio_rmq.client.lag import QueueLag
 from trio_rmq.client.listening import Consumption, Interceptor, in_thread
@@ -18,8 +21,13 @@ from trio_rmq.client.producer import Producer
 from trio_rmq.client.pull_calls import PullResult, PullStatus
 from trio_rmq.client.pull_consumer import PullConsumer
 from trio_rmq.client.push_consumer import PushConsumer
+from trio_rmq.client.queue_choice import QueueSelector, select_by_hash, select_by_machine_room, select_randomly
+from trio_rmq.client.send_interceptors import Sending, SendInterceptor
 
 __all__ = [
+    "AutoBatch",
+    "Compression",
+    "CompressionType",
     "ConsumeLater",
     "ConsumeResult",
     "Consumption",
@@ -35,8 +43,15 @@ __all__ = [
     "PullStatus",
     "PushConsumer",
     "QueueLag",
+    "QueueSelector",
     "ReceivedMessage",
+    "SendInterceptor",
     "SendResult",
     "SendStatus",
+    "Sending",
     "in_thread",
+    "select_by_hash",
+    "select_by_machine_room",
+    "select_randomly",
+    "split_batch",
 ]

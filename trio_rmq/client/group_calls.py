@@ -58,9 +58,18 @@ async def send_heartbeat(remoting: RemotingClient, address: str, data: Heartbeat
     await _ask(remoting, address, Command(RequestCode.HEART_BEAT, body=encode_heartbeat(data)))
 
 
-async def unregister(remoting: RemotingClient, address: str, client_id: str, group: str) -> None:
-    """Leave the group at a broker."""
-    header = headers.UnregisterClientRequestHeader(client_id=client_id, consumer_group=group)
+async def unregister(
+    remoting: RemotingClient,
+    address: str,
+    client_id: str,
+    group: str | None = None,
+    *,
+    producer_group: str | None = None,
+) -> None:
+    """Leave the consumer group `group`, or the producer group, at a broker."""
+    header = headers.UnregisterClientRequestHeader(
+        client_id=client_id, consumer_group=group, producer_group=producer_group
+    )
     await _ask(remoting, address, Command(RequestCode.UNREGISTER_CLIENT, header=header))
 
 

@@ -5,12 +5,12 @@ Owner of `subscriptions` is the consumer; this object only tells of them.  Sourc
 
 from __future__ import annotations
 
-import logging
 from contextlib import suppress
 
 import anyio
 
 from trio_rmq.client import group_calls
+from trio_rmq.client.presence import HEARTBEAT_SECONDS, HeartbeatRound
 from trio_rmq.client.route_cache import RouteCache
 from trio_rmq.errors import RemotingError, ResponseError, RouteNotFoundError
 from trio_rmq.remoting.client import RemotingClient
@@ -22,10 +22,6 @@ from trio_rmq.wire.heartbeat import (
     HeartbeatData,
     SubscriptionData,
 )
-
-logger = logging.getLogger(__name__)
-
-HEARTBEAT_SECONDS = 30.0
 
 
 class GroupMembership:
@@ -54,6 +50,7 @@ class GroupMembership:
         if from_timestamp_ms is not None:
             self._from_where = CONSUME_FROM_TIMESTAMP
         self._told: set[str] = set()
+        self._heartbeats = HeartbeatRound(remoting, f"group {group}")
 
     async def run_heartbeat(self) -> None:
         """Tell every broker every 30 seconds; until cancelled."""
@@ -78,12 +75,9 @@ class GroupMembership:
                 )
             ],
         )
-        for address in self._routes.broker_addresses():
-            self._told.add(address)
-            try:
-                await group_calls.send_heartbeat(self._remoting, address, data)
-            except (RemotingError, ResponseError) as error:
-                logger.warning("group %s: heartbeat to %s failed: %s", self._group, address, error)
+        addresses = self._routes.broker_addresses()
+        self._told |= addresses
+        await self._heartbeats.tell(addresses, data)
 
     async def members(self, topic: str) -> list[str]:
         """The client ids of the group's members, in order, by one of the topic's brokers.

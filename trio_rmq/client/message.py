@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from trio_rmq.client.compression import plain_body
+from trio_rmq.client.names import check_topic
 from trio_rmq.errors import ClientError
-from trio_rmq.limits import BODY_SIZE_MAX_BYTES, PROPERTIES_SIZE_MAX_BYTES, TOPIC_LENGTH_MAX
+from trio_rmq.limits import BODY_SIZE_MAX_BYTES, PROPERTIES_SIZE_MAX_BYTES
 from trio_rmq.wire import properties as prop
 from trio_rmq.wire.groups import MessageQueue
 from trio_rmq.wire.ids import host_text
@@ -23,14 +24,18 @@ RESERVED_PROPERTIES = frozenset({
     "TRACE_ON", "MSG_REGION", "KEYS", "TAGS", "WAIT", "DELAY", "RETRY_TOPIC", "REAL_TOPIC", "REAL_QID", "TRAN_MSG",
     "PGROUP", "MIN_OFFSET", "MAX_OFFSET", "BUYER_ID", "ORIGIN_MESSAGE_ID", "TRANSFER_FLAG", "CORRECTION_FLAG",
     "MQ2_FLAG", "RECONSUME_TIME", "UNIQ_KEY", "MAX_RECONSUME_TIMES", "CONSUME_START_TIME", "POP_CK", "INSTANCE_ID",
-    "CORRELATION_ID", "REPLY_TO_CLIENT", "TTL", "MSG_TYPE", "CLUSTER",
+    "CORRELATION_ID", "REPLY_TO_CLIENT", "TTL", "MSG_TYPE", "CLUSTER", "__SHARDINGKEY",
 })  # fmt: skip
 """Property names with a meaning of their own; set them through the fields of Message."""
 
 
 @dataclass(slots=True)
 class Message:
-    """A message to send.  `keys` are looked up in the index; `tags` is one tag that consumers can filter by."""
+    """A message to send.  `keys` are looked up in the index; `tags` is one tag that consumers can filter by.
+
+    Messages with one `sharding_key` go to one queue, in the order they are sent in, and so does Java's client given the
+    same text and queues.
+    """
 
     topic: str
     body: bytes
@@ -40,15 +45,20 @@ class Message:
     flag: int = 0
     wait_store: bool = True
     """Whether the broker answers only after the message is stored as safely as it is configured to."""
+    sharding_key: str | None = None
 
-    def check(self) -> None:
+    def check(self, body_size_max_bytes: int = BODY_SIZE_MAX_BYTES) -> None:
         """ClientError when a broker would refuse the message, with the mend."""
-        if not self.topic or len(self.topic) > TOPIC_LENGTH_MAX:
-            raise ClientError(f"the topic {self.topic!r} must have 1 to {TOPIC_LENGTH_MAX} characters")
-        if not self.body:
+        if self.topic not in _checked_topics:
+            check_topic(self.topic)
+            if len(_checked_topics) >= CHECKED_TOPICS_MAX:
+                _checked_topics.clear()
+            _checked_topics.add(self.topic)
+        size = len(self.body)
+        if not size:
             raise ClientError("the body is empty: a message needs at least one byte")
-        if len(self.body) > BODY_SIZE_MAX_BYTES:
-            raise ClientError(f"the body has {len(self.body)} bytes, more than {BODY_SIZE_MAX_BYTES}: split it")
+        if size > body_size_max_bytes:
+            raise ClientError(f"the body has {size} bytes, more than {body_size_max_bytes}: split it")
         for name, value in self.properties.items():
             if name in RESERVED_PROPERTIES:
                 raise ClientError(f"the property name {name} is reserved: choose another")
@@ -57,18 +67,39 @@ class Message:
             if any(mark in text for text in (name, value) for mark in "\x01\x02"):
                 raise ClientError(f"the property {name!r} contains a control character that separates properties")
 
-    def properties_text(self, unique_id: str) -> str:
-        """The stored form of all properties; ClientError when it is too long."""
-        fields: dict[str, str | None] = dict(self.properties)
+    def properties_text(self, unique_id: str, own: Mapping[str, str] | None = None) -> str:
+        """The stored form of all properties, `own` being RocketMQ's; ClientError when it is too long."""
+        text = f"UNIQ_KEY\x01{unique_id}\x02WAIT\x01{'true' if self.wait_store else 'false'}"
+        if self.tags:
+            text += _field(prop.TAGS, self.tags)
         if self.keys is not None:
-            fields[prop.KEYS] = self.keys if isinstance(self.keys, str) else prop.KEY_SEPARATOR.join(self.keys)
-        fields[prop.UNIQUE_KEY] = unique_id
-        fields[prop.WAIT] = "true" if self.wait_store else "false"
-        fields[prop.TAGS] = self.tags or None
-        text = prop.format_properties(fields)
-        if len(text.encode()) > PROPERTIES_SIZE_MAX_BYTES:
-            raise ClientError(f"the properties take more than {PROPERTIES_SIZE_MAX_BYTES} bytes: shorten or drop some")
+            keys = self.keys if isinstance(self.keys, str) else prop.KEY_SEPARATOR.join(self.keys)
+            if keys:
+                text += _field(prop.KEYS, keys)
+        if self.sharding_key:
+            text += _field(prop.SHARDING_KEY, self.sharding_key)
+        if self.properties:
+            text += "".join([f"\x02{name}\x01{value}" for name, value in self.properties.items()])
+        if own:
+            text += "".join([f"\x02{name}\x01{value}" for name, value in own.items()])
+        if len(text) > PROPERTIES_SIZE_MAX_BYTES // 3:
+            size = len(text.encode())
+            if size > PROPERTIES_SIZE_MAX_BYTES:
+                raise ClientError(
+                    f"the properties take {size} bytes, more than {PROPERTIES_SIZE_MAX_BYTES}: shorten or drop some"
+                )
         return text
+
+
+CHECKED_TOPICS_MAX = 10_000
+"""Most topics whose names are remembered as legal."""
+_checked_topics: set[str] = set()
+
+
+def _field(name: str, value: str) -> str:
+    if "\x01" in value or "\x02" in value:
+        raise ClientError(f"the {name.lower()} contain a control character that separates properties")
+    return f"\x02{name}\x01{value}"
 
 
 class SendStatus(Enum):
@@ -82,13 +113,26 @@ class SendStatus(Enum):
 
 @dataclass(frozen=True, slots=True)
 class SendResult:
-    """Where a message went: `message_id` is the unique id, `offset_message_id` names the place in the broker's log."""
+    """Where a message went: `message_id` is the unique id, `offset_message_id` names the place in the broker's log.
+
+    Of a batch both have the ids of all messages, joined by commas; `queue_offset` is its first message's.
+    """
 
     status: SendStatus
     message_id: str
     offset_message_id: str
     queue: MessageQueue
     queue_offset: int
+    transaction_id: str | None = None
+    region_id: str = "DefaultRegion"
+    """Where the broker says it is; a part of message traces."""
+    trace_on: bool = True
+    """Whether the broker wants messages traced."""
+
+    @property
+    def message_ids(self) -> list[str]:
+        """The unique ids of all messages of a batch, in order; of a single message the one."""
+        return self.message_id.split(",")
 
 
 class ReceivedMessage:

@@ -1,42 +1,45 @@
 """The producer: sends messages, each acknowledged before `send` returns.
 
 Queues are used in turn; a try that fails goes to another broker, at most `retry_times` times more, all under one
-deadline.  Any number of tasks may send at once: their requests share connections and writes.  The error after the last
-try says what each met.  Source of the rules: RocketMQ DefaultMQProducerImpl.
+deadline (`sending.py`).  Any number of tasks may send at once: their requests share connections and writes.  Tasks and
+what they own: one keeps routes fresh, one tells brokers that the producer lives; both end with the block.
+Source of the rules: RocketMQ DefaultMQProducer.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from types import TracebackType
 
 import anyio
+import anyio.abc
 
-from trio_rmq.client.instance import DEFAULT_HOST, name_server_addresses, new_client_id, process_id
-from trio_rmq.client.message import Message, SendResult, SendStatus
-from trio_rmq.client.route_cache import TEMPLATE_QUEUES, TEMPLATE_TOPIC, Route, RouteCache
-from trio_rmq.clock import wall_ms
-from trio_rmq.errors import ClientError, RemotingError, ResponseError, RouteNotFoundError, SendError
-from trio_rmq.randomness import rng
+from trio_rmq.client.auto_batch import AutoBatch, AutoBatcher
+from trio_rmq.client.batches import make_batch
+from trio_rmq.client.compression import Compression
+from trio_rmq.client.instance import name_server_addresses, new_client_id
+from trio_rmq.client.lasting import LastingRemoting
+from trio_rmq.client.latency_fault import LATENCY_TABLE, LatencyFaults
+from trio_rmq.client.message import Message, SendResult
+from trio_rmq.client.names import check_producer_group
+from trio_rmq.client.namespace import with_namespace
+from trio_rmq.client.outgoing import Outgoing, OutgoingMaker
+from trio_rmq.client.presence import ProducerPresence
+from trio_rmq.client.queue_choice import QueueSelector, QueueTurns, select_by_hash
+from trio_rmq.client.route_cache import TEMPLATE_QUEUES, RouteCache
+from trio_rmq.client.send_interceptors import SendInterceptor
+from trio_rmq.client.sending import Sender, SendSettings
+from trio_rmq.errors import ClientError
+from trio_rmq.limits import BODY_SIZE_MAX_BYTES
 from trio_rmq.remoting.client import RemotingClient
-from trio_rmq.wire.codes import RequestCode, ResponseCode
-from trio_rmq.wire.command import Command, SerializeType
+from trio_rmq.remoting.connection import Connection, ConnectionGroup
+from trio_rmq.wire.command import SerializeType
 from trio_rmq.wire.groups import MessageQueue
-from trio_rmq.wire.headers import SendMessageRequestHeader, SendMessageRequestHeaderV2, SendMessageResponseHeader
-from trio_rmq.wire.ids import UniqueIdGenerator
 
-logger = logging.getLogger(__name__)
-
-RETRYABLE_CODES = frozenset({
-    ResponseCode.TOPIC_NOT_EXIST, ResponseCode.SERVICE_NOT_AVAILABLE, ResponseCode.SYSTEM_ERROR,
-    ResponseCode.SYSTEM_BUSY, ResponseCode.NO_PERMISSION, ResponseCode.NO_BUYER_ID, ResponseCode.NOT_IN_CURRENT_UNIT,
-})  # fmt: skip
-"""Answers after which another broker may take the message."""
-
-_STORED = {int(ResponseCode.SUCCESS): SendStatus.SEND_OK} | {
-    status.value: status for status in SendStatus if status is not SendStatus.SEND_OK
-}
+GOODBYE_SECONDS = 1.0
+"""Longest goodbye to the brokers when a producer closes."""
+DEFAULT_GROUP = "DEFAULT_PRODUCER"
+DEFAULT_COMPRESSION = Compression()
 
 
 class Producer:
@@ -46,30 +49,69 @@ class Producer:
             result = await producer.send(Message("Greetings", b"hello"))
 
     `name_servers` is `host:port` or `ws://host:port`, several separated by `;`, or a sequence of them; without it the
-    environment's NAMESRV_ADDR counts.  `timeout_seconds` bounds a send with all its tries.
+    environment's NAMESRV_ADDR counts.  `timeout_seconds` bounds a send with all its tries, `try_timeout_seconds` each
+    try but the last.  `retry_when_not_stored` tries another broker also when one stored the message less safely than it
+    is configured to.  `send_latency_fault_enable` stays away from slow brokers by `latency_table`.  Bodies of 4 KiB and
+    more are packed by `compression` (None: never).  `auto_batch` gathers single sends.  `namespace` stands before topic
+    and group at the brokers.
     """
 
     def __init__(
         self,
         *,
         name_servers: str | Sequence[str] | None = None,
-        group: str = "DEFAULT_PRODUCER",
+        group: str = DEFAULT_GROUP,
         timeout_seconds: float = 3.0,
+        try_timeout_seconds: float | None = None,
         retry_times: int = 2,
+        retry_when_not_stored: bool = False,
+        send_latency_fault_enable: bool = False,
+        latency_table: Sequence[tuple[float, float]] = LATENCY_TABLE,
+        compression: Compression | None = DEFAULT_COMPRESSION,
+        auto_batch: AutoBatch | None = None,
+        interceptors: Sequence[SendInterceptor] = (),
+        namespace: str = "",
+        body_size_max_bytes: int = BODY_SIZE_MAX_BYTES,
+        default_topic_queues: int = TEMPLATE_QUEUES,
         serialize_type: SerializeType = SerializeType.JSON,
     ) -> None:
+        check_producer_group(group)
         self.group = group
         self.client_id = new_client_id()
-        self._timeout_seconds = timeout_seconds
-        self._retry_times = retry_times
-        self._remoting = RemotingClient(serialize_type=serialize_type)
-        self._routes = RouteCache(self._remoting, name_server_addresses(name_servers))
-        self._unique_ids = UniqueIdGenerator(DEFAULT_HOST, process_id(), rng().getrandbits(32))
-        self._turns: dict[str, int] = {}
+        self.namespace = namespace
+        group_name = with_namespace(namespace, group)
+        self._remoting = RemotingClient(serialize_type=serialize_type, on_close=self._on_connection_lost)
+        self._presence = ProducerPresence(self._remoting, group_name, self.client_id)
+        self._routes = RouteCache(
+            self._remoting, name_server_addresses(name_servers), on_learned=self._presence.learned
+        )
+        self._maker = OutgoingMaker(
+            namespace=namespace, body_size_max_bytes=body_size_max_bytes, compression=compression
+        )
+        self._sender = Sender(
+            self._remoting,
+            self._routes,
+            SendSettings(
+                group_name, timeout_seconds, try_timeout_seconds, retry_times, retry_when_not_stored,
+                default_topic_queues,
+            ),
+            QueueTurns(LatencyFaults(latency_table) if send_latency_fault_enable else None),
+            interceptors,
+        )  # fmt: skip
+        self._auto_batch = auto_batch
+        self._batcher: AutoBatcher | None = None
+        self._tasks: anyio.abc.TaskGroup | None = None
         self._open = False
 
     async def __aenter__(self) -> Producer:
-        await self._remoting.__aenter__()
+        self._lasting = LastingRemoting(self._remoting)
+        await self._lasting.__aenter__()
+        self._task_group = ConnectionGroup()
+        tasks = self._tasks = await self._task_group.__aenter__()
+        tasks.start_soon(self._routes.run_refresh)
+        tasks.start_soon(self._presence.run, self._routes)
+        if self._auto_batch is not None:
+            self._batcher = AutoBatcher(self._auto_batch, self._maker, tasks, self._send_gathered)
         self._open = True
         return self
 
@@ -77,123 +119,110 @@ class Producer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._open = False
-        await self._remoting.__aexit__(kind, error, traceback)
+        try:
+            await self._task_group.__aexit__(kind, error, traceback)
+        finally:
+            try:
+                with anyio.move_on_after(GOODBYE_SECONDS, shield=True):
+                    await self._presence.say_goodbye()
+            finally:
+                await self._lasting.__aexit__(kind, error, traceback)
+
+    # -- sending ------------------------------------------------------------------------------------------------
 
     async def send(
-        self, message: Message, *, queue: MessageQueue | None = None, timeout_seconds: float | None = None
+        self,
+        message: Message,
+        *,
+        queue: MessageQueue | None = None,
+        selector: QueueSelector | None = None,
+        argument: object = None,
+        timeout_seconds: float | None = None,
     ) -> SendResult:
-        """Send and wait for the broker's acknowledgement; `queue` chooses the queue, and then there is one try.
+        """Send and wait for the broker's acknowledgement.
 
+        `queue` says to which queue; `selector(queues, message, argument)` chooses it among those that can be written; a
+        message with a sharding key goes to the queue that its hash chooses.  In these three cases there is one try.
         SendError says what each try met; ClientError when the message or the topic cannot be used.  Cancelled, or
         after a SendError by time-out, the message may or may not be stored.
         """
         self._check_open()
-        message.check()
-        seconds = self._timeout_seconds if timeout_seconds is None else timeout_seconds
-        deadline = anyio.current_time() + seconds
-        unique_id = self._unique_ids.next_id(wall_ms())
-        text = message.properties_text(unique_id)
-        tries: list[str] = []
-        failed_brokers: set[str] = set()
-        may_retry = queue is None
-        for _ in range(self._retry_times + 1 if may_retry else 1):
-            left = deadline - anyio.current_time()
-            if left <= 0:
-                tries.append(f"no time was left of {seconds:g} s")
-                break
-            try:
-                with anyio.fail_after(left):
-                    route = await self._routes.route(message.topic, may_create=True)
-            except (RemotingError, TimeoutError) as error:
-                tries.append(f"asking the name servers: {error or 'no answer in time'}")
-                break
-            chosen = queue or self._next_queue(route, failed_brokers)
-            address = route.master(chosen.broker_name)
-            if address is None:
-                raise RouteNotFoundError(f"broker {chosen.broker_name} of {chosen} has no master now")
-            try:
-                return await self._send_once(message, text, unique_id, chosen, address, deadline - anyio.current_time())
-            except RemotingError as error:
-                tries.append(f"{address}: {error}")
-            except ResponseError as error:
-                tries.append(f"{address}: answered {error.response_code}, {error.remark}")
-                if error.response_code not in RETRYABLE_CODES:
-                    break
-            failed_brokers.add(chosen.broker_name)
-        raise SendError(
-            f"the message to {message.topic} was not acknowledged after {len(tries)} tries: " + "; ".join(tries)
-        )
+        if queue is None and (selector is not None or message.sharding_key is not None):
+            queue = await self.select_queue(message, selector or select_by_hash, argument)
+        batcher = self._batcher
+        if batcher is not None and timeout_seconds is None and batcher.takes(message):
+            return await batcher.send(message, queue)
+        outgoing = self._maker.make(message)
+        return await self._sender.send(outgoing, message, queue=queue, timeout_seconds=timeout_seconds)
 
-    async def send_oneway(self, message: Message, *, queue: MessageQueue | None = None) -> None:
-        """Send without waiting for an answer: nothing tells whether it arrives.  Errors as for `send` before that."""
+    async def send_oneway(
+        self,
+        message: Message,
+        *,
+        queue: MessageQueue | None = None,
+        selector: QueueSelector | None = None,
+        argument: object = None,
+    ) -> None:
+        """Send without waiting for an answer: nothing tells whether it arrives.
+
+        Errors before that as for `send`; RemotingError when the broker cannot be reached.
+        """
         self._check_open()
-        message.check()
-        unique_id = self._unique_ids.next_id(wall_ms())
-        route = await self._routes.route(message.topic, may_create=True)
-        chosen = queue or self._next_queue(route, set())
-        address = route.master(chosen.broker_name)
-        if address is None:
-            raise RouteNotFoundError(f"broker {chosen.broker_name} of {chosen} has no master now")
-        command = self._command(message, message.properties_text(unique_id), chosen, address)
-        await self._remoting.request_oneway(address, command, self._timeout_seconds)
+        if queue is None and (selector is not None or message.sharding_key is not None):
+            queue = await self.select_queue(message, selector or select_by_hash, argument)
+        await self._sender.send_oneway(self._maker.make(message), message, queue=queue)
+
+    async def send_batch(
+        self, messages: Sequence[Message], *, queue: MessageQueue | None = None, timeout_seconds: float | None = None
+    ) -> SendResult:
+        """Send messages of one topic as one request: all are stored, in order, in one queue, or none.
+
+        The result has the ids of all (`message_ids`) and the first one's offset.  ClientError for an empty or mixed
+        batch, or one over the body limit, which `split_batch` divides; else as for `send`.
+        """
+        self._check_open()
+        outgoing = make_batch(self._maker, messages)
+        return await self._sender.send(outgoing, messages, queue=queue, timeout_seconds=timeout_seconds)
+
+    # -- queues -------------------------------------------------------------------------------------------------
+
+    async def select_queue(self, message: Message, selector: QueueSelector, argument: object = None) -> MessageQueue:
+        """The queue that `selector` chooses; the argument is the message's sharding key unless one is given."""
+        self._check_open()
+        topic = with_namespace(self.namespace, message.topic)
+        queues = await self._sender.queues(topic)
+        if argument is None:
+            argument = message.sharding_key
+        if topic != message.topic:
+            queues = [self._bare(queue, message.topic) for queue in queues]
+        chosen = selector(queues, message, argument)
+        if not isinstance(chosen, MessageQueue):
+            raise ClientError(f"the queue selector returned {chosen!r}: return one of the queues it was given")
+        return chosen
 
     async def queues(self, topic: str) -> list[MessageQueue]:
         """The queues of a topic that can be written; RouteNotFoundError when nobody knows it."""
         self._check_open()
-        return list((await self._routes.route(topic)).write_queues)
+        known = (await self._routes.route(with_namespace(self.namespace, topic))).write_queues
+        return [self._bare(queue, topic) for queue in known]
 
     async def refresh_route(self, topic: str) -> None:
         """Ask the name servers for the topic's place now; while none answers, what is known stays good."""
         self._check_open()
-        await self._routes.refresh(topic)
+        await self._routes.refresh(with_namespace(self.namespace, topic))
 
-    async def _send_once(
-        self, message: Message, text: str, unique_id: str, queue: MessageQueue, address: str, seconds: float
+    @staticmethod
+    def _bare(queue: MessageQueue, topic: str) -> MessageQueue:
+        return MessageQueue(topic=topic, broker_name=queue.broker_name, queue_id=queue.queue_id)
+
+    async def _send_gathered(
+        self, outgoing: Outgoing, messages: list[Message], queue: MessageQueue | None
     ) -> SendResult:
-        answer = await self._remoting.request(address, self._command(message, text, queue, address), seconds)
-        status = _STORED.get(answer.code)
-        if status is None:
-            raise ResponseError(answer.code, answer.remark, address=address)
-        header = answer.decode_header(SendMessageResponseHeader)
-        stored_in = MessageQueue(topic=queue.topic, broker_name=queue.broker_name, queue_id=header.queue_id)
-        return SendResult(status, unique_id, header.msg_id, stored_in, header.queue_offset)
+        return await self._sender.send(outgoing, messages, queue=queue)
 
-    def _command(self, message: Message, text: str, queue: MessageQueue, address: str) -> Command:
-        # CBOR carries the long names; TCP the short ones, as RocketMQ's own clients do.
-        over_websocket = address.startswith("ws://")
-        header_type = SendMessageRequestHeader if over_websocket else SendMessageRequestHeaderV2
-        header = header_type(
-            producer_group=self.group,
-            topic=message.topic,
-            default_topic=TEMPLATE_TOPIC,
-            default_topic_queue_nums=TEMPLATE_QUEUES,
-            queue_id=queue.queue_id,
-            sys_flag=0,
-            born_timestamp=wall_ms(),
-            flag=message.flag,
-            properties=text,
-            reconsume_times=0,
-            unit_mode=False,
-            batch=False,
-        )
-        code = RequestCode.SEND_MESSAGE if over_websocket else RequestCode.SEND_MESSAGE_V2
-        return Command(code, header=header, body=message.body)
-
-    def _next_queue(self, route: Route, avoid: set[str]) -> MessageQueue:
-        """The next queue in turn, on a broker that has not failed this message if there is one."""
-        queues = route.write_queues
-        if not queues:
-            raise RouteNotFoundError(f"no broker has a writable queue of {route.topic} now")
-        turn = self._turns.get(route.topic)
-        if turn is None:
-            turn = rng().randrange(len(queues))
-        for step in range(len(queues)):
-            queue = queues[(turn + step) % len(queues)]
-            if queue.broker_name not in avoid:
-                self._turns[route.topic] = turn + step + 1
-                return queue
-        self._turns[route.topic] = turn + 1
-        return queues[turn % len(queues)]
+    def _on_connection_lost(self, connection: Connection) -> None:
+        if self._open:
+            self._presence.lost(connection)
 
     def _check_open(self) -> None:
         if not self._open:

@@ -8,7 +8,8 @@ by `ws://` too.  Source: RocketMQ MQClientInstance, TopicPublishInfo.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import anyio
@@ -30,8 +31,12 @@ TEMPLATE_QUEUES = 4
 """Queues that a first send asks for (defaultTopicQueueNums)."""
 REFRESH_SECONDS = 30.0
 """Age at which a route is asked for anew."""
+TEMPLATE_SECONDS = 1.0
+"""The same for the route of a topic that nobody knew yet: its first send makes it, at one of the brokers."""
 ASK_SECONDS = 3.0
-"""Deadline of one question to one name server."""
+"""Deadline of one question to the only name server."""
+ASK_SHARED_SECONDS = 1.2
+"""The same to one of several: two that say nothing leave time to send, which takes 3 seconds at most."""
 WEBSOCKET = "ws://"
 
 
@@ -44,13 +49,19 @@ class Route:
     read_queues: tuple[MessageQueue, ...]
     brokers: dict[str, dict[int, str]]
     learned_at: float
+    told_by: str = ""
+    """The name server it came from."""
+    from_template: bool = False
+    """Whether it is what a first send would make of the topic, which does not exist yet."""
 
     def master(self, broker_name: str) -> str | None:
         """The address of a broker's master."""
         return self.brokers.get(broker_name, {}).get(MASTER_ID)
 
 
-def make_route(topic: str, data: TopicRouteData, *, prefix: str, template_queues: int | None, now: float) -> Route:
+def make_route(
+    topic: str, data: TopicRouteData, *, prefix: str, template_queues: int | None, now: float, told_by: str = ""
+) -> Route:
     """The queues in route data; of a template route each broker gives at most `template_queues`."""
     brokers = {
         broker.broker_name: {number: prefix + address for number, address in broker.broker_addrs.items()}
@@ -70,13 +81,22 @@ def make_route(topic: str, data: TopicRouteData, *, prefix: str, template_queues
             writable += [MessageQueue(topic=topic, broker_name=name, queue_id=i) for i in range(count)]
         if queues.perm & PERMISSION_READ and template_queues is None:
             readable += [MessageQueue(topic=topic, broker_name=name, queue_id=i) for i in range(queues.read_queue_nums)]
-    return Route(topic, tuple(writable), tuple(readable), brokers, now)
+    return Route(topic, tuple(writable), tuple(readable), brokers, now, told_by, template_queues is not None)
 
 
 class RouteCache:
-    """Routes of one client; `name_servers` are tried in turn, the last good one first."""
+    """Routes of one client; `name_servers` are tried in turn, the last good one first.
 
-    def __init__(self, remoting: RemotingClient, name_servers: Sequence[str]) -> None:
+    `on_learned(route)` is called, without waiting, for each route that a name server told.
+    """
+
+    def __init__(
+        self,
+        remoting: RemotingClient,
+        name_servers: Sequence[str],
+        *,
+        on_learned: Callable[[Route], None] | None = None,
+    ) -> None:
         if not name_servers:
             raise ClientError("no name server is given: pass name_servers or set NAMESRV_ADDR")
         self._remoting = remoting
@@ -85,6 +105,43 @@ class RouteCache:
         self._routes: dict[str, Route] = {}
         self._asking: dict[str, anyio.Event] = {}
         self._all_dead = False
+        self._on_learned = on_learned
+        self._refreshed_in_background = False
+        self._wanted: set[str] = set()
+        self._refresh_now = anyio.Event()
+
+    def cached(self, topic: str) -> Route | None:
+        """The route that can be used to write without asking: fresh, or kept so by `run_refresh`."""
+        known = self._routes.get(topic)
+        if known is None or (known.from_template and self._is_old(known)):
+            return None
+        return known if self._refreshed_in_background or not self._is_old(known) else None
+
+    def refresh_soon(self, topic: str) -> None:
+        """Have `run_refresh` ask for the topic now: something about its route was wrong."""
+        if self._refreshed_in_background:
+            self._wanted.add(topic)
+            self._refresh_now.set()
+
+    async def run_refresh(self) -> None:
+        """Keep all routes fresh, so that nobody waits for name servers who has a route; until cancelled."""
+        self._refreshed_in_background = True
+        try:
+            while True:
+                with anyio.move_on_after(REFRESH_SECONDS):
+                    await self._refresh_now.wait()
+                self._refresh_now = anyio.Event()
+                wanted, self._wanted = sorted(self._wanted), set()
+                for topic in wanted or sorted(self._routes):
+                    known = self._routes.get(topic)
+                    with suppress(RemotingError, RouteNotFoundError):
+                        await self.refresh(topic, may_create=known is not None and known.from_template)
+        finally:
+            self._refreshed_in_background = False
+
+    def _is_old(self, known: Route) -> bool:
+        age = anyio.current_time() - known.learned_at
+        return age >= (TEMPLATE_SECONDS if known.from_template else REFRESH_SECONDS)
 
     async def route(self, topic: str, *, may_create: bool = False) -> Route:
         """The topic's route, from the cache while it is fresh.
@@ -93,7 +150,7 @@ class RouteCache:
         RemotingError when no name server answers and nothing is known.
         """
         known = self._routes.get(topic)
-        if known is not None and anyio.current_time() - known.learned_at < REFRESH_SECONDS:
+        if known is not None and (may_create or not known.from_template) and not self._is_old(known):
             return known
         return await self.refresh(topic, may_create=may_create)
 
@@ -102,14 +159,14 @@ class RouteCache:
         while (under_way := self._asking.get(topic)) is not None:
             await under_way.wait()
             known = self._routes.get(topic)
-            if known is not None:
+            if known is not None and (may_create or not known.from_template):
                 return known
         done = self._asking[topic] = anyio.Event()
         try:
             route = await self._ask(topic, may_create=may_create)
         except RemotingError as error:
             known = self._routes.get(topic)
-            if known is None:
+            if known is None or (known.from_template and not may_create):
                 raise
             if not self._all_dead:
                 self._all_dead = True
@@ -124,8 +181,10 @@ class RouteCache:
         if self._all_dead:
             self._all_dead = False
             logger.warning("a name server answers again")
-        if route.read_queues:
+        if route.read_queues or route.write_queues:
             self._routes[topic] = route
+        if self._on_learned is not None:
+            self._on_learned(route)
         return route
 
     def known(self) -> list[Route]:
@@ -138,36 +197,42 @@ class RouteCache:
         return {address for address in found if address is not None}
 
     async def _ask(self, topic: str, *, may_create: bool) -> Route:
-        data, prefix = await self._ask_name_servers(topic)
-        if data is not None:
-            return make_route(topic, data, prefix=prefix, template_queues=None, now=anyio.current_time())
-        if may_create:
-            data, prefix = await self._ask_name_servers(TEMPLATE_TOPIC)
-            if data is not None:
-                return make_route(topic, data, prefix=prefix, template_queues=TEMPLATE_QUEUES, now=anyio.current_time())
+        for asked, template_queues in ((topic, None), (TEMPLATE_TOPIC, TEMPLATE_QUEUES)):
+            if asked == topic or may_create:
+                data, server = await self._ask_name_servers(asked)
+                if data is not None:
+                    prefix = WEBSOCKET if server.startswith(WEBSOCKET) else ""
+                    return make_route(
+                        topic, data, prefix=prefix, template_queues=template_queues, now=anyio.current_time(),
+                        told_by=server,
+                    )  # fmt: skip
         raise RouteNotFoundError(
             f"no name server of {', '.join(self._name_servers)} knows the topic {topic}: create it"
             + (", or let a broker do so (autoCreateTopicEnable)" if may_create else "")
         )
 
     async def _ask_name_servers(self, topic: str) -> tuple[TopicRouteData | None, str]:
-        """The route data and the address prefix, None when the name servers have none; RemotingError: all are dead."""
+        """The route data, None when the name servers have none, and who said so; RemotingError: all are dead."""
         failure: RemotingError | None = None
+        seconds = ASK_SECONDS if len(self._name_servers) == 1 else ASK_SHARED_SECONDS
+        first = self._preferred
         for turn in range(len(self._name_servers)):
-            number = (self._preferred + turn) % len(self._name_servers)
+            number = (first + turn) % len(self._name_servers)
             server = self._name_servers[number]
+            # Should whoever asks lose patience with this one, the next question goes to the next one.
+            self._preferred = (number + 1) % len(self._name_servers)
             header = GetRouteInfoRequestHeader(topic=topic, accept_standard_json_only=True)
             try:
                 answer = await self._remoting.request(
-                    server, Command(RequestCode.GET_ROUTEINFO_BY_TOPIC, header=header), ASK_SECONDS
+                    server, Command(RequestCode.GET_ROUTEINFO_BY_TOPIC, header=header), seconds
                 )
-                prefix = WEBSOCKET if server.startswith(WEBSOCKET) else ""
                 if answer.code == ResponseCode.SUCCESS:
+                    data = decode_route(answer.body)
                     self._preferred = number
-                    return decode_route(answer.body), prefix
+                    return data, server
                 if answer.code == ResponseCode.TOPIC_NOT_EXIST:
                     self._preferred = number
-                    return None, prefix
+                    return None, server
                 failure = RemotingError(f"{server} answered {answer.code}: {answer.remark}", address=server)
             except RemotingError as error:
                 failure = error

@@ -1,0 +1,101 @@
+"""A producer's presence at brokers: the heartbeats by which they know whom to call back, and the goodbye.
+
+A broker calls members of a producer group back for a transaction's outcome or a reply's delivery, so each one that a
+route names is told at once, all again every 30 seconds, and one whose connection was lost as soon as it is back.
+Source: RocketMQ MQClientInstance.sendHeartbeatToAllBroker, unregisterClient.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from contextlib import suppress
+
+import anyio
+
+from trio_rmq.client import group_calls
+from trio_rmq.client.route_cache import Route, RouteCache
+from trio_rmq.errors import RemotingError, ResponseError
+from trio_rmq.remoting.client import RemotingClient
+from trio_rmq.remoting.connection import Connection
+from trio_rmq.wire.heartbeat import HeartbeatData, ProducerData
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 30.0
+"""Between heartbeats to one broker (heartbeatBrokerInterval)."""
+
+
+class HeartbeatRound:
+    """Tells brokers of a client, all at once; one that does not answer is said in the log once until it does."""
+
+    def __init__(self, remoting: RemotingClient, owner: str) -> None:
+        self._remoting = remoting
+        self._owner = owner
+        self._silent: set[str] = set()
+
+    async def tell(self, addresses: Collection[str], data: HeartbeatData) -> None:
+        """One heartbeat to each address; returns when each has answered or failed."""
+        async with anyio.create_task_group() as group:
+            for address in sorted(addresses):
+                group.start_soon(self._tell_one, address, data)
+
+    async def _tell_one(self, address: str, data: HeartbeatData) -> None:
+        try:
+            await group_calls.send_heartbeat(self._remoting, address, data)
+        except (RemotingError, ResponseError) as error:
+            level = logging.DEBUG if address in self._silent else logging.WARNING
+            self._silent.add(address)
+            logger.log(level, "%s: heartbeat to %s failed: %s", self._owner, address, error)
+        else:
+            self._silent.discard(address)
+
+
+class ProducerPresence:
+    """One producer's presence in `group`; its `learned` and `lost` are to be called by route cache and remoting."""
+
+    def __init__(self, remoting: RemotingClient, group: str, client_id: str) -> None:
+        self._remoting = remoting
+        self._group = group
+        self._client_id = client_id
+        self._heartbeats = HeartbeatRound(remoting, f"producer group {group}")
+        self._told: set[str] = set()
+        self._news = anyio.Event()
+
+    def learned(self, route: Route) -> None:
+        """A route is known: its brokers are told soon."""
+        if any(route.master(name) not in self._told for name in route.brokers):
+            self._news.set()
+
+    def lost(self, connection: Connection) -> None:
+        """A connection ended: the broker has forgotten this client."""
+        if connection.address in self._told:
+            self._told.discard(connection.address)
+            self._news.set()
+
+    async def run(self, routes: RouteCache) -> None:
+        """Keep all brokers of `routes` told; until cancelled."""
+        data = HeartbeatData(client_id=self._client_id, producer_data_set=[ProducerData(group_name=self._group)])
+        next_round = anyio.current_time() + HEARTBEAT_SECONDS
+        while True:
+            with anyio.CancelScope(deadline=next_round):
+                await self._news.wait()
+            self._news = anyio.Event()
+            due = routes.broker_addresses()
+            if anyio.current_time() >= next_round:
+                next_round = anyio.current_time() + HEARTBEAT_SECONDS
+            else:
+                due -= self._told
+            self._told |= due
+            await self._heartbeats.tell(due, data)
+
+    async def say_goodbye(self) -> None:
+        """Leave the group at every broker that is connected; nothing is raised."""
+        open_addresses = set(self._remoting.open_addresses())
+        async with anyio.create_task_group() as group:
+            for address in sorted(self._told & open_addresses):
+                group.start_soon(self._leave, address)
+
+    async def _leave(self, address: str) -> None:
+        with suppress(RemotingError, ResponseError):
+            await group_calls.unregister(self._remoting, address, self._client_id, producer_group=self._group)
