@@ -9,7 +9,6 @@ from __future__ import annotations
 from types import TracebackType
 
 import anyio
-import anyio.abc
 
 from trio_rmq.remoting.client import RemotingClient
 from trio_rmq.remoting.connection import ConnectionGroup
@@ -22,10 +21,14 @@ class LastingRemoting:
         self._remoting = remoting
         self._group = ConnectionGroup()
         self._lifetime = anyio.CancelScope(shield=True)
+        self._opened = anyio.Event()
 
     async def __aenter__(self) -> LastingRemoting:
         group = await self._group.__aenter__()
-        await group.start(self._run)
+        # Not by `start`: Trio never takes over a shielded task whose starter was cancelled meanwhile.
+        group.start_soon(self._run)
+        with anyio.CancelScope(shield=True):  # it waits for nothing but its turn
+            await self._opened.wait()
         return self
 
     async def __aexit__(
@@ -34,8 +37,8 @@ class LastingRemoting:
         self._lifetime.cancel()
         await self._group.__aexit__(kind, error, traceback)
 
-    async def _run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+    async def _run(self) -> None:
         with self._lifetime:
             async with self._remoting:
-                task_status.started()
+                self._opened.set()
                 await anyio.sleep_forever()
