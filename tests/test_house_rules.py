@@ -219,6 +219,7 @@ RULES = [
             "trio_rmq/testing/virtual_network.py": "takes a seeded generator as an argument",
             "trio_rmq/testing/faulty_disk.py": "takes a seeded generator as an argument",
             "trio_rmq/testing/world.py": "makes the seeded generators",
+            "trio_rmq/testing/bit_flips.py": "makes its store from a seed",
         },
     ),
     Rule(

@@ -93,3 +93,9 @@ FILTERS_CACHED_MAX = 128
 
 CONSUMER_FILTERS_MAX = 50_000
 """Most registered filters of one broker, the dead included: one a group and topic; all go to consumerFilter.json."""
+
+FINDINGS_MAX = 10_000
+"""Most findings that one verification of a store keeps with their words; all are counted."""
+
+OFFLINE_BLOCKS_MAX = 4096
+"""Most 4 KiB blocks of consume queues that a verification keeps: 16 MiB, however many queues there are."""

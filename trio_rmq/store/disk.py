@@ -16,6 +16,7 @@ import fcntl
 import os
 import struct
 from collections.abc import Iterable, Sequence
+from typing import NoReturn
 
 import trio
 
@@ -26,6 +27,7 @@ DELETED = "the file was deleted while in use"
 
 _fdatasync = getattr(os, "fdatasync", os.fsync)
 _OFD_SETLK = getattr(fcntl, "F_OFD_SETLK", None)
+_OFD_GETLK = getattr(fcntl, "F_OFD_GETLK", None)
 _FLOCK = struct.Struct("hhqqi4x")
 
 
@@ -118,6 +120,14 @@ class Disk:
         """The length in bytes of the file at `path`; FileNotFoundError when it is missing."""
         return os.stat(path).st_size
 
+    def modified_ms(self, path: str) -> int:
+        """When the file at `path` was last written, in ms, as its file system tells it."""
+        return os.stat(path).st_mtime_ns // 1_000_000
+
+    def set_modified_ms(self, path: str, time_ms: int) -> None:
+        """Let the file at `path` have been last written at `time_ms`.  Not synced."""
+        os.utime(path, ns=(time_ms * 1_000_000, time_ms * 1_000_000))
+
     def rename(self, source: str, target: str) -> None:
         """Give `source` the name `target`, replacing what had it, in one step (durable after `sync_directory`)."""
         os.rename(source, target)
@@ -182,10 +192,36 @@ class Disk:
             raise
         return handle
 
-    def _lock_first_byte(self, handle: int) -> None:
+    def lock_shared(self, path: str) -> int:
+        """Hold a shared lock on the first byte of the file `path`, so that nobody may `lock` it; returns its handle.
+
+        Changes nothing.  FileNotFoundError when nobody ever locked it, BlockingIOError when somebody has it.
+        """
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        try:
+            self._lock_first_byte(handle, fcntl.F_RDLCK)
+        except BaseException:
+            os.close(handle)
+            raise
+        return handle
+
+    def is_locked(self, path: str) -> bool:
+        """Whether somebody has the file at `path` locked with `lock`, or as a Java broker does.  Changes nothing."""
+        try:
+            handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except FileNotFoundError:
+            return False
+        try:
+            ask = fcntl.F_GETLK if _OFD_GETLK is None else _OFD_GETLK
+            answer = fcntl.fcntl(handle, ask, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 1, 0))
+            return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+        finally:
+            os.close(handle)
+
+    def _lock_first_byte(self, handle: int, kind: int = fcntl.F_WRLCK) -> None:
         if _OFD_SETLK is not None:
             try:
-                fcntl.fcntl(handle, _OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
+                fcntl.fcntl(handle, _OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, 0, 1, 0))
             except PermissionError as error:  # POSIX allows EACCES for "taken"
                 raise BlockingIOError(error.errno, error.strerror) from error
             except OSError as error:
@@ -193,7 +229,8 @@ class Disk:
                     raise
             else:
                 return
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
+        shared = fcntl.LOCK_SH if kind == fcntl.F_RDLCK else fcntl.LOCK_EX
+        fcntl.lockf(handle, shared | fcntl.LOCK_NB, 1, 0)
 
     # In a thread -------------------------------------------------------------------------------------------------
 
@@ -238,3 +275,41 @@ class Disk:
             self.unlink(path)
         except FileNotFoundError:
             return
+
+
+class ReadOnlyDisk(Disk):
+    """The real file system for those who only look: every changing call is an OSError, also where it would succeed."""
+
+    def open(self, path: str, *, create: bool = False) -> int:
+        """A handle for reading; `create` makes nothing."""
+        return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
+    def truncate(self, handle: int, size: int) -> None:
+        self._refuse()
+
+    def pwrite(self, handle: int, data: Data, offset: int) -> int:
+        self._refuse()
+
+    def set_modified_ms(self, path: str, time_ms: int) -> None:
+        self._refuse()
+
+    def make_directories(self, path: str) -> list[str]:
+        self._refuse()
+
+    def rename(self, source: str, target: str) -> None:
+        self._refuse()
+
+    def unlink(self, path: str) -> None:
+        self._refuse()
+
+    def remove_directory(self, path: str) -> None:
+        self._refuse()
+
+    def write_file(self, path: str, data: Data) -> None:
+        self._refuse()
+
+    def lock(self, path: str) -> int:
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise OSError(errno.EROFS, "opened for reading only")

@@ -41,6 +41,12 @@ _ITEMS_A_BREATH = 64
 _SETTLE_BLOCK_BYTES = 64 * 1024
 
 
+def item_of(data: Data, at: int) -> tuple[int, int, int, int]:
+    """(hash, physical offset, seconds, item before it in its slot) of the item at byte `at` of `data`."""
+    item: tuple[int, int, int, int] = _ITEM.unpack_from(data, at)
+    return item
+
+
 class IndexLostError(Exception):
     """A sync failed: what was written to the index may be gone, though reads still show it."""
 
@@ -72,7 +78,7 @@ class IndexFile:
     @property
     def size_bytes(self) -> int:
         """The file's length."""
-        return self._items_at + self.item_count * ITEM_SIZE_BYTES
+        return self.items_at + self.item_count * ITEM_SIZE_BYTES
 
     @property
     def room(self) -> int:
@@ -80,7 +86,8 @@ class IndexFile:
         return self.item_count - self.header.count
 
     @property
-    def _items_at(self) -> int:
+    def items_at(self) -> int:
+        """Where item 0 would stand, in bytes of the file."""
         return HEADER_SIZE_BYTES + self.slot_count * SLOT_SIZE_BYTES
 
     # Life --------------------------------------------------------------------------------------------------------
@@ -128,10 +135,10 @@ class IndexFile:
         mended = 0
         handle = self._handles.pin(self.path)
         try:
-            for start, end in self._disk.data_extents(handle, HEADER_SIZE_BYTES, self._items_at):
+            for start, end in self._disk.data_extents(handle, HEADER_SIZE_BYTES, self.items_at):
                 first = start - (start - HEADER_SIZE_BYTES) % SLOT_SIZE_BYTES
                 for position in range(first, end, _SETTLE_BLOCK_BYTES):
-                    block = self._read(min(_SETTLE_BLOCK_BYTES, self._items_at - position), position)
+                    block = self._read(min(_SETTLE_BLOCK_BYTES, self.items_at - position), position)
                     values = array("i", block)
                     if sys.byteorder == "little":
                         values.byteswap()
@@ -256,7 +263,7 @@ class IndexFile:
                 begin_ms, begin_physical = times_ms[0], offsets[0]
                 seconds[1:] = _seconds_since(begin_ms, times_ms[keys][1:])
             items = map(pack, hashes[keys], offsets[keys], seconds, previous[keys])
-            self._write(b"".join(items), self._items_at + (header.count + start) * ITEM_SIZE_BYTES)
+            self._write(b"".join(items), self.items_at + (header.count + start) * ITEM_SIZE_BYTES)
             await trio.lowlevel.checkpoint()
         return Header(
             begin_ms,
@@ -315,7 +322,7 @@ class IndexFile:
         return max(0, number)
 
     def _item(self, number: int) -> tuple[int, int, int, int]:
-        data = self._read(ITEM_SIZE_BYTES, self._items_at + number * ITEM_SIZE_BYTES)
+        data = self._read(ITEM_SIZE_BYTES, self.items_at + number * ITEM_SIZE_BYTES)
         item: tuple[int, int, int, int] = _ITEM.unpack(data)
         return item
 

@@ -48,7 +48,7 @@ class SimulatedCrash(BaseException):
 class _File:
     """One inode: what a reader sees, what the platter holds, and the writes between the two."""
 
-    __slots__ = ("allocated", "durable", "live", "pending")
+    __slots__ = ("allocated", "durable", "live", "modified_ms", "pending")
 
     def __init__(self) -> None:
         self.live = bytearray()
@@ -57,6 +57,7 @@ class _File:
         """Since the last sync, in order: (offset, bytes) of a write, or a new length."""
         self.allocated: set[int] = set()
         """Sectors that take space."""
+        self.modified_ms = 0
 
     def survivor(self, keep: Callable[[], bool]) -> _File:
         """The file after a power loss: each pending sector and length change persists when `keep` says so."""
@@ -360,6 +361,16 @@ class FaultyDisk(Disk):
         self._look("path_size")
         return len(self._file(path).live)
 
+    def modified_ms(self, path: str) -> int:
+        self._look("modified_ms")
+        return self._file(path).modified_ms
+
+    def set_modified_ms(self, path: str, time_ms: int) -> None:
+        file = self._file(path)
+        if self._change("set_modified_ms", path):
+            raise SimulatedCrash
+        file.modified_ms = time_ms
+
     def rename(self, source: str, target: str) -> None:
         file = self._file(source)
         if self._change("rename", target):
@@ -422,6 +433,18 @@ class FaultyDisk(Disk):
         self.pwrite(handle, b"lock", 0)
         return handle
 
+    def lock_shared(self, path: str) -> int:
+        self._look("lock_shared")
+        if path in self._locked.values():
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), path)
+        handle = self.open(path)
+        self._locked[handle] = path
+        return handle
+
+    def is_locked(self, path: str) -> bool:
+        self._look("is_locked")
+        return path in self._locked.values()
+
     async def sync(self, handles: Sequence[int], *, directories: Iterable[str] = (), paths: Iterable[str] = ()) -> None:
         await trio.lowlevel.checkpoint()
         with trio.CancelScope(shield=True):
@@ -450,4 +473,5 @@ def _copied(file: _File, copies: dict[int, _File]) -> _File:
         copy.durable = bytearray(file.durable)
         copy.pending = list(file.pending)
         copy.allocated = set(file.allocated)
+        copy.modified_ms = file.modified_ms
     return copy
