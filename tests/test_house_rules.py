@@ -253,7 +253,7 @@ RULES = [
     Rule(
         "threads and other loops",
         both(
-            imported("threading", "asyncio", "concurrent", "multiprocessing", "queue", "_thread"),
+            imported("threading", "asyncio", "concurrent", "multiprocessing", "queue", "_thread", "anyio.from_thread"),
             named(r"(trio|anyio)\.(to_thread|from_thread)(\..*)?|.*spawn_system_task"),
         ),
         "a task in a nursery; a thread only where the system offers nothing else than a blocking call",
@@ -261,6 +261,7 @@ RULES = [
             "trio_rmq/store/disk.py": "fdatasync and large copies block",
             "trio_rmq/client/offset_store.py": "replacing and syncing the file of local offsets blocks",
             "trio_rmq/client/listening.py": "a blocking listener is the user's wish",
+            "trio_rmq/client/blocking/portal.py": "a program without an event loop gets one in a thread",
             "trio_rmq/cli/parts.py": "reading a pipe blocks, and a regular file cannot be waited for",
         },
     ),

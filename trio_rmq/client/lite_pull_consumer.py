@@ -19,7 +19,7 @@ import anyio.abc
 import anyio.lowlevel
 
 from trio_rmq.client.allocation import Allocation, allocate_averagely
-from trio_rmq.client.instance import name_server_addresses, new_client_id
+from trio_rmq.client.instance import check_group, name_server_addresses, new_client_id
 from trio_rmq.client.lasting import LastingRemoting
 from trio_rmq.client.lite_puller import LitePuller
 from trio_rmq.client.membership import GroupMembership
@@ -91,6 +91,7 @@ class LitePullConsumer:
         offset_store: OffsetStore | None = None,
         serialize_type: SerializeType = SerializeType.JSON,
     ) -> None:
+        check_group(group)
         self.group = group
         self.client_id = new_client_id()
         self._broadcasting = broadcasting

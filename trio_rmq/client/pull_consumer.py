@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from trio_rmq.client import group_calls
-from trio_rmq.client.instance import name_server_addresses
+from trio_rmq.client.instance import check_group, name_server_addresses
 from trio_rmq.client.pull_calls import PullResult, pull_filtered
 from trio_rmq.client.queue_offsets import QueueOffsets
 from trio_rmq.client.route_cache import RouteCache
@@ -41,6 +41,7 @@ class PullConsumer:
         name_servers: str | Sequence[str] | None = None,
         serialize_type: SerializeType = SerializeType.JSON,
     ) -> None:
+        check_group(group)
         self.group = group
         self._remoting = RemotingClient(serialize_type=serialize_type)
         self._offsets = QueueOffsets(self._remoting, RouteCache(self._remoting, name_server_addresses(name_servers)))

@@ -57,6 +57,7 @@ from trio_rmq.wire.heartbeat import (
 
 logger = logging.getLogger(__name__)
 
+CONCURRENCY = 20
 COMMIT_SECONDS = 5.0
 LOCAL_RETRY_SECONDS = 5.0
 """Pause before messages that could not be given back are consumed again here."""
@@ -97,7 +98,7 @@ class PushConsumer:
         orderly: bool = False,
         broadcasting: bool = False,
         batch_size: int = 1,
-        concurrency: int | anyio.CapacityLimiter = 20,
+        concurrency: int | anyio.CapacityLimiter = CONCURRENCY,
         pull_batch_size: int = 32,
         flow_control: FlowControl | None = None,
         from_first: bool = True,

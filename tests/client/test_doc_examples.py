@@ -1,4 +1,4 @@
-"""The programs of docs/consumers-pull.md do what the page says."""
+"""The programs that the consumers' pages in docs/ name do what the pages say."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from tests.client.test_pull_consumer import fill
 
 pytestmark = pytest.mark.anyio
 DOCS = Path(__file__).parents[2] / "docs"
+PAGES = {
+    "consumers-pull.md": r"(lite_)?pull.*",
+    "blocking.md": r"blocking_.*",
+}
+"""Each page and the programs it names."""
 
 
 @pytest.fixture
@@ -27,7 +32,7 @@ def run(program: str, *words: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-async def test_the_programs(name_server: str, topic: str) -> None:
+async def test_pulling(name_server: str, topic: str) -> None:
     await fill(name_server, topic, 6, ["red", "green", None])
     assert run("lite_pull.py", name_server, topic, f"{topic}_a", "2") == ["0", "3"]
     again = run("lite_pull_assign.py", name_server, topic, f"{topic}_b", "1", "7")
@@ -37,6 +42,15 @@ async def test_the_programs(name_server: str, topic: str) -> None:
     assert [line.partition(":")[0] for line in counts] == [f"broker-a {number}" for number in range(4)]
 
 
-def test_the_page_names_every_program() -> None:
-    named = set(re.findall(r"\(examples/(\w+\.py)\)", (DOCS / "consumers-pull.md").read_text()))
-    assert named == {path.name for path in (DOCS / "examples").glob("*pull*.py")}
+async def test_without_an_event_loop(name_server: str, topic: str) -> None:
+    await fill(name_server, topic, 3, [None])
+    everything = ["makes the topic", *map(str, range(3))]
+    assert sorted(run("blocking_lite_pull.py", name_server, topic, f"{topic}_a", "4")) == sorted(everything)
+    assert sorted(run("blocking_push.py", name_server, topic, "4")) == sorted(2 * everything)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_names_every_program_of_its_own(page: str) -> None:
+    named = set(re.findall(r"\(examples/(\w+\.py)\)", (DOCS / page).read_text()))
+    programs = {path.name for path in (DOCS / "examples").glob("*.py")}
+    assert named == {name for name in programs if re.fullmatch(PAGES[page], name)}
