@@ -1,4 +1,4 @@
-"""`scripts/bench send`, `pull`, `store` and `all`: parses options, runs, prints."""
+"""`scripts/bench send`, `pull`, `producer`, `store` and `all`: parses options, runs, prints."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 from benchmark.frames import PULL_COUNT
 from benchmark.load import BenchmarkError
+from benchmark.producer import run_producers
 from benchmark.report import Goal, Report, Row
 from benchmark.runs import Plan, median_run, run, send_units, warm_topic
 from benchmark.servers import our_server
@@ -26,6 +27,8 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         if options.command == "all":
             _run_all(report, options.seconds)
+        elif options.command == "producer":
+            run_producers(report, seconds=options.seconds, tasks=options.tasks, rounds=options.rounds)
         elif options.command == "store":
             with TemporaryDirectory(prefix="bench-store-", dir=options.folder) as folder:
                 run_store(report, Path(folder), seconds=options.seconds, depth=options.messages, queues=options.queues)
@@ -48,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, about in (
         ("send", "pipelined sends"),
         ("pull", f"pulls of {PULL_COUNT}"),
+        ("producer", "our own producer beside ready-made frames, on Trio and on asyncio, and the figures to reach"),
         ("all", "the figures to reach"),
         ("store", "the store by itself: appends, syncs, depth and width, restarts"),
     ):
@@ -60,7 +64,10 @@ def _parser() -> argparse.ArgumentParser:
             )
             command.add_argument("--queues", type=int, default=50_000, help="width (default 50,000)")
             command.add_argument("--folder", help="where the stores are made (default: the folder for temporary files)")
-        if name in ("all", "store"):
+        if name == "producer":
+            command.add_argument("--tasks", type=int, default=64, help="tasks that send at once (default 64)")
+            command.add_argument("--rounds", type=int, default=3, help="a figure is the median of so many (default 3)")
+        if name in ("all", "store", "producer"):
             continue
         command.add_argument("--transport", choices=("tcp", "ws"), default="tcp")
         command.add_argument("--headers", choices=("JSON", "ROCKETMQ"), default="JSON", help="header encoding over TCP")

@@ -27,6 +27,7 @@ class Row:
     server_resident_mb: float
     floor_cpu_us_per_message: float | None = None
     ratio_to_floor: float | None = None
+    client_cpu_us_per_message: float | None = None
 
 
 @dataclass
@@ -86,6 +87,7 @@ _NUMBER_TITLES = (
     "RSS MB",
     "floor us/msg",
     "of floor",
+    "client us/msg",
 )
 
 
@@ -102,6 +104,7 @@ def _numbers(row: Row) -> list[str]:
         f"{row.server_resident_mb:.1f}",
         floor,
         ratio,
+        "" if row.client_cpu_us_per_message is None else f"{row.client_cpu_us_per_message:.1f}",
     ]
 
 

@@ -27,6 +27,7 @@ class MeasuredServer:
     process: subprocess.Popen[str]
     address: str
     started: float
+    name_server: str = ""
 
     def cpu_seconds(self) -> float:
         """CPU time since its start."""
@@ -68,7 +69,7 @@ def our_server(*overrides: str, folder: str | None = None) -> Iterator[MeasuredS
                     pass
             except TimeoutError:
                 raise BenchmarkError(f"the server was not ready: {(scratch / 'log').read_text()[-2000:]}") from None
-            yield MeasuredServer(process, f"127.0.0.1:{port}", started)
+            yield MeasuredServer(process, f"127.0.0.1:{port}", started, f"127.0.0.1:{namesrv_port}")
         finally:
             _stop(process)
             shutil.rmtree(scratch, ignore_errors=True)

@@ -9,10 +9,11 @@ Source: RocketMQ 5 ProduceAccumulator (which has no count).
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import anyio
 import anyio.abc
+from msgspec.structs import replace
 
 from trio_rmq.client.batches import batch_of
 from trio_rmq.client.message import Message, SendResult

@@ -12,6 +12,7 @@ from trio_rmq.client.message import Message
 from trio_rmq.client.names import RETRY_PREFIX
 from trio_rmq.client.namespace import with_namespace
 from trio_rmq.client.outgoing import Outgoing, OutgoingMaker
+from trio_rmq.clock import wall_ms
 from trio_rmq.errors import ClientError
 from trio_rmq.wire import properties as prop
 from trio_rmq.wire.batch import BatchItem, encode_batch
@@ -57,7 +58,7 @@ def batch_of(
             "split it (split_batch)"
         )
     text = f"{prop.UNIQUE_KEY}\x01{maker.next_id()}\x02{prop.WAIT}\x01{'true' if wait_store else 'false'}"
-    outgoing = Outgoing(topic, body, text, ",".join(ids), is_batch=True)
+    outgoing = Outgoing(topic, body, text, ",".join(ids), wall_ms(), is_batch=True)
     if maker.namespace:
         outgoing.topic, outgoing.user_topic = with_namespace(maker.namespace, topic), topic
     return outgoing

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+import msgspec
+
 from trio_rmq.client.compression import plain_body
 from trio_rmq.client.names import check_topic
 from trio_rmq.errors import ClientError
@@ -111,8 +113,7 @@ class SendStatus(Enum):
     FLUSH_SLAVE_TIMEOUT = 12
 
 
-@dataclass(frozen=True, slots=True)
-class SendResult:
+class SendResult(msgspec.Struct, frozen=True):
     """Where a message went: `message_id` is the unique id, `offset_message_id` names the place in the broker's log.
 
     Of a batch both have the ids of all messages, joined by commas; `queue_offset` is its first message's.

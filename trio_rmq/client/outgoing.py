@@ -8,7 +8,8 @@ and system flags here.  Source: RocketMQ DefaultMQProducerImpl.sendKernelImpl.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from trio_rmq.client.compression import Compression
 from trio_rmq.client.instance import DEFAULT_HOST, process_id
@@ -21,14 +22,15 @@ from trio_rmq.wire import properties as prop
 from trio_rmq.wire.ids import UniqueIdGenerator
 
 
-@dataclass(slots=True)
-class Outgoing:
+class Outgoing(msgspec.Struct):
     """One send request's content; of a batch, `message_id` has the ids of all, joined by commas, as RocketMQ does."""
 
     topic: str
     body: bytes
     properties: str
     message_id: str
+    born_ms: int
+    """When it was made, by the wall clock."""
     flag: int = 0
     sys_flag: int = 0
     is_batch: bool = False
@@ -61,14 +63,15 @@ class OutgoingMaker:
         ClientError for a message that a broker would refuse.
         """
         message.check(self.body_size_max_bytes)
-        unique_id = self._unique_ids.next_id(wall_ms())
+        now_ms = wall_ms()
+        unique_id = self._unique_ids.next_id(now_ms)
         text = message.properties_text(unique_id, self.own_properties(properties))
         body = message.body
         compression = self._compression
         if compression is not None and len(body) >= compression.threshold_bytes:
             body, flags = compression.pack(body)
             sys_flag |= flags
-        outgoing = Outgoing(message.topic, body, text, unique_id, message.flag, sys_flag)
+        outgoing = Outgoing(message.topic, body, text, unique_id, now_ms, message.flag, sys_flag)
         if self.namespace:
             outgoing.user_topic = message.topic
             outgoing.topic = with_namespace(self.namespace, message.topic)

@@ -93,7 +93,7 @@ class Producer:
             self._routes,
             SendSettings(
                 group_name, timeout_seconds, try_timeout_seconds, retry_times, retry_when_not_stored,
-                default_topic_queues,
+                default_topic_queues, serialize_type is SerializeType.JSON,
             ),
             QueueTurns(LatencyFaults(latency_table) if send_latency_fault_enable else None),
             interceptors,

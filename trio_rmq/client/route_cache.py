@@ -110,12 +110,12 @@ class RouteCache:
         self._wanted: set[str] = set()
         self._refresh_now = anyio.Event()
 
-    def cached(self, topic: str) -> Route | None:
-        """The route that can be used to write without asking: fresh, or kept so by `run_refresh`."""
+    def cached(self, topic: str, now: float) -> Route | None:
+        """The route that can be used to write without asking: fresh at `now`, or kept so by `run_refresh`."""
         known = self._routes.get(topic)
-        if known is None or (known.from_template and self._is_old(known)):
-            return None
-        return known if self._refreshed_in_background or not self._is_old(known) else None
+        if known is None or (self._refreshed_in_background and not known.from_template):
+            return known
+        return None if self._is_old(known, now) else known
 
     def refresh_soon(self, topic: str) -> None:
         """Have `run_refresh` ask for the topic now: something about its route was wrong."""
@@ -139,8 +139,8 @@ class RouteCache:
         finally:
             self._refreshed_in_background = False
 
-    def _is_old(self, known: Route) -> bool:
-        age = anyio.current_time() - known.learned_at
+    def _is_old(self, known: Route, now: float) -> bool:
+        age = now - known.learned_at
         return age >= (TEMPLATE_SECONDS if known.from_template else REFRESH_SECONDS)
 
     async def route(self, topic: str, *, may_create: bool = False) -> Route:
@@ -150,7 +150,11 @@ class RouteCache:
         RemotingError when no name server answers and nothing is known.
         """
         known = self._routes.get(topic)
-        if known is not None and (may_create or not known.from_template) and not self._is_old(known):
+        if (
+            known is not None
+            and (may_create or not known.from_template)
+            and not self._is_old(known, anyio.current_time())
+        ):
             return known
         return await self.refresh(topic, may_create=may_create)
 

@@ -19,7 +19,6 @@ from trio_rmq.client.outgoing import Outgoing
 from trio_rmq.client.queue_choice import QueueTurns
 from trio_rmq.client.route_cache import TEMPLATE_QUEUES, TEMPLATE_TOPIC, Route, RouteCache
 from trio_rmq.client.send_interceptors import Sending, SendInterceptor, intercepted
-from trio_rmq.clock import wall_ms
 from trio_rmq.errors import ProtocolError, RemotingError, ResponseError, RouteNotFoundError, SendError
 from trio_rmq.remoting.client import RemotingClient
 from trio_rmq.wire.codes import RequestCode, ResponseCode
@@ -38,6 +37,9 @@ _SEND_MESSAGE = int(RequestCode.SEND_MESSAGE)
 _SEND_MESSAGE_V2 = int(RequestCode.SEND_MESSAGE_V2)
 _SEND_BATCH_MESSAGE = int(RequestCode.SEND_BATCH_MESSAGE)
 _SEND_OK = SendStatus.SEND_OK
+_json = msgspec.json.Encoder().encode
+TOPICS_REMEMBERED = 10_000
+"""Most topics of which the beginning of a request is kept."""
 
 Messages = Message | Sequence[Message]
 """What the user sends: one message, or those of a batch."""
@@ -65,6 +67,8 @@ class SendSettings:
     retry_times: int = 2
     retry_when_not_stored: bool = False
     template_queues: int = TEMPLATE_QUEUES
+    writes_json: bool = False
+    """Whether requests over TCP have JSON headers."""
 
 
 class Sender:
@@ -83,6 +87,7 @@ class Sender:
         self._settings = settings
         self._turns = turns
         self._interceptors = tuple(interceptors)
+        self._json_heads: dict[str, bytes] = {}
 
     async def send(
         self,
@@ -112,7 +117,7 @@ class Sender:
             if left <= 0:
                 tries.append(f"no time was left of {seconds:g} s")
                 break
-            route = self._routes.cached(outgoing.topic)
+            route = self._routes.cached(outgoing.topic, now)
             if route is None:
                 try:
                     route = await self._find_route(outgoing.topic, left)
@@ -130,7 +135,10 @@ class Sender:
                     raise RemotingError(
                         f"broker {chosen.broker_name} has no master now, says name server {route.told_by}"
                     )
-                result = await self._try(outgoing, message, chosen, address, left)
+                if self._interceptors:
+                    result = await self._try(outgoing, message, chosen, address, left, now)
+                else:
+                    result = await self._send_once(outgoing, chosen, address, left, now)
             except RemotingError as error:
                 tries.append(_met(address, route, error))
                 self._routes.refresh_soon(outgoing.topic)
@@ -167,11 +175,12 @@ class Sender:
 
         RemotingError when no connection can be made; RouteNotFoundError when the topic has no place.
         """
-        route = self._routes.cached(outgoing.topic)
+        now = anyio.current_time()
+        route = self._routes.cached(outgoing.topic, now)
         seconds = self._settings.timeout_seconds
         if route is None:
             route = await self._find_route(outgoing.topic, seconds)
-        chosen = queue or self._turns.next_queue(route, (), anyio.current_time())
+        chosen = queue or self._turns.next_queue(route, (), now)
         address = route.master(chosen.broker_name)
         if address is None:
             raise RouteNotFoundError(f"broker {chosen.broker_name} has no master now, says name server {route.told_by}")
@@ -190,7 +199,7 @@ class Sender:
 
         RouteNotFoundError without any, SendError when no name server answers.
         """
-        route = self._routes.cached(topic)
+        route = self._routes.cached(topic, anyio.current_time())
         if route is None:
             try:
                 route = await self._find_route(topic, self._settings.timeout_seconds)
@@ -202,7 +211,9 @@ class Sender:
 
     async def master_address(self, topic: str, broker_name: str) -> str:
         """The address of a broker's master, by the topic's route; RouteNotFoundError when it has none."""
-        route = self._routes.cached(topic) or await self._find_route(topic, self._settings.timeout_seconds)
+        route = self._routes.cached(topic, anyio.current_time())
+        if route is None:
+            route = await self._find_route(topic, self._settings.timeout_seconds)
         address = route.master(broker_name)
         if address is None:
             raise RouteNotFoundError(f"broker {broker_name} has no master now, says name server {route.told_by}")
@@ -214,13 +225,12 @@ class Sender:
         raise RemotingError(f"no answer within {seconds:.3g} s")
 
     async def _try(
-        self, outgoing: Outgoing, message: Messages, queue: MessageQueue, address: str, seconds: float
+        self, outgoing: Outgoing, message: Messages, queue: MessageQueue, address: str, seconds: float, now: float
     ) -> SendResult:
-        if not self._interceptors:
-            return await self._send_once(outgoing, queue, address, seconds)
+        began = now
 
         async def proceed() -> SendResult:
-            return await self._send_once(outgoing, queue, address, seconds)
+            return await self._send_once(outgoing, queue, address, began + seconds - anyio.current_time(), None)
 
         sending = Sending(self._settings.group, message, outgoing, queue, address)
         result = await intercepted(self._interceptors, sending, proceed)
@@ -228,8 +238,10 @@ class Sender:
             raise SendError("an interceptor returned no result: return what proceed() returned")
         return result
 
-    async def _send_once(self, outgoing: Outgoing, queue: MessageQueue, address: str, seconds: float) -> SendResult:
-        answer = await self._remoting.request(address, self.command(outgoing, queue, address), seconds)
+    async def _send_once(
+        self, outgoing: Outgoing, queue: MessageQueue, address: str, seconds: float, now: float | None
+    ) -> SendResult:
+        answer = await self._remoting.request(address, self.command(outgoing, queue, address), seconds, now)
         status = _STORED.get(answer.code)
         if status is None:
             raise ResponseError(answer.code, answer.remark, address=address)
@@ -254,8 +266,10 @@ class Sender:
 
     def command(self, outgoing: Outgoing, queue: MessageQueue, address: str) -> Command:
         """The send request to the broker at `address`."""
-        # CBOR carries the long names; TCP the short ones, as RocketMQ's own clients do.
         over_websocket = address.startswith("ws://")
+        if self._settings.writes_json and not over_websocket:
+            return self._json_command(outgoing, queue)
+        # CBOR carries the long names; TCP the short ones, as RocketMQ's own clients do.
         header_type = SendMessageRequestHeader if over_websocket else SendMessageRequestHeaderV2
         header = header_type(
             producer_group=self._settings.group,
@@ -264,7 +278,7 @@ class Sender:
             default_topic_queue_nums=self._settings.template_queues,
             queue_id=queue.queue_id,
             sys_flag=outgoing.sys_flag,
-            born_timestamp=wall_ms(),
+            born_timestamp=outgoing.born_ms,
             flag=outgoing.flag,
             properties=outgoing.properties,
             reconsume_times=0,
@@ -273,6 +287,29 @@ class Sender:
         )
         code = _SEND_MESSAGE if over_websocket else _SEND_BATCH_MESSAGE if outgoing.is_batch else _SEND_MESSAGE_V2
         return Command(code, header, None, outgoing.body)
+
+    def _json_command(self, outgoing: Outgoing, queue: MessageQueue) -> Command:
+        """The same as SendMessageRequestHeaderV2 would make, put together from parts: half the time of a header."""
+        topic = outgoing.topic
+        head = self._json_heads.get(topic)
+        if head is None:
+            if len(self._json_heads) >= TOPICS_REMEMBERED:
+                self._json_heads.clear()
+            settings = self._settings
+            head = self._json_heads[topic] = b'{"a":%b,"b":%b,"c":%b,"d":"%d","e":"' % (
+                _json(settings.group), _json(topic), _json(TEMPLATE_TOPIC), settings.template_queues,
+            )  # fmt: skip
+        fields = b'%b%d","f":"%d","g":"%d","h":"%d","i":%b,"j":"0","k":"false","m":"%b"}' % (
+            head,
+            queue.queue_id,
+            outgoing.sys_flag,
+            outgoing.born_ms,
+            outgoing.flag,
+            _json(outgoing.properties),
+            b"true" if outgoing.is_batch else b"false",
+        )
+        code = _SEND_BATCH_MESSAGE if outgoing.is_batch else _SEND_MESSAGE_V2
+        return Command(code, None, None, outgoing.body, raw_ext=fields)
 
 
 def _met(address: str | None, route: Route, error: RemotingError) -> str:

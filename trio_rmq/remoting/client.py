@@ -155,7 +155,9 @@ class RemotingClient:
         reason = str(attempt.error) if attempt.error is not None else f"connecting to {address} ended: client closed"
         raise ConnectError(reason, address=address)
 
-    async def request(self, address: str, command: Command, timeout_seconds: float = 3.0) -> Command:
+    async def request(
+        self, address: str, command: Command, timeout_seconds: float = 3.0, now: float | None = None
+    ) -> Command:
         """The response of the server at `address`; errors as of Connection.request, and ConnectError.
 
         ConnectError means that nothing was sent; `timeout_seconds` covers connecting too.
@@ -163,7 +165,8 @@ class RemotingClient:
         connection = self._connections.get(address)
         if connection is None or connection.closed:
             connection, timeout_seconds = await self._connection_within(address, timeout_seconds)
-        return await connection.request(command, timeout_seconds)
+            now = None
+        return await connection.request(command, timeout_seconds, now)
 
     async def request_many(
         self, address: str, commands: Sequence[Command], timeout_seconds: float = 3.0

@@ -1,8 +1,9 @@
 """The client's side of one connection, on anyio: the same under Trio and asyncio, over TCP or WebSocket.
 
-Two tasks: one reads, and resolves every answer of a chunk; one writes, and joins all that was queued meanwhile into
-one write.  A caller only enters its request in the table, queues its bytes and waits: cancelling it never cuts a frame
-in half, and leaves no entry behind.  The server's own requests run as tasks of the connection.
+Three tasks: one reads, and resolves every answer of a chunk; one writes, and joins all that was queued meanwhile into
+one write; one ends requests whose time is up.  A caller only enters its request in the table, queues its bytes and
+waits: cancelling it never cuts a frame in half, and leaves no entry behind.  The server's own requests run as tasks of
+the connection.
 
 When the connection ends, whatever the reason, every waiting request gets ConnectionLostError at once.
 """
@@ -18,6 +19,7 @@ from typing import Protocol
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 
 from trio_rmq import limits
 from trio_rmq.errors import ConnectionLostError, ProtocolError, RemotingError, RequestError, TooManyRequestsError
@@ -27,6 +29,9 @@ from trio_rmq.wire.command import FLAG_ONEWAY, FLAG_RESPONSE, Command, Serialize
 from trio_rmq.wire.frame import FrameSplitter, decode_frame, encode_frame
 
 READ_BYTES = 64 * 1024
+RESOLVED_AT_ONCE = 32
+"""After so many answers their callers run, and what they send next leaves, before more answers are handed out: so the
+server works on the one while its client works on the other."""
 CLOSE_SECONDS = 1.0
 """Longest polite closing of a transport; after it the socket is simply closed."""
 
@@ -130,6 +135,8 @@ class Connection:
         self._outgoing: deque[bytes] = deque()
         self._outgoing_bytes = 0
         self._wake_writer = anyio.Event()
+        self._writer_woken = False
+        self._event_type = type(self._wake_writer)  # of this backend, which anyio.Event() would look up each time
         self._below_pause: anyio.Event | None = None
         self._ended = anyio.Event()
         self._scope = anyio.CancelScope()
@@ -139,23 +146,32 @@ class Connection:
     def __repr__(self) -> str:
         return f"<connection to {self.address}{' (closed)' if self.closed else ''}>"
 
-    async def request(self, command: Command, timeout_seconds: float = 3.0) -> Command:
+    async def request(self, command: Command, timeout_seconds: float = 3.0, now: float | None = None) -> Command:
         """Send `command` and return the server's response, whatever its code.
+
+        `now` is anyio's current time, from who knows it already: asking for it is a part of a request's cost.
 
         RequestTimeoutError without an answer in time; ConnectionLostError when the connection ends first (either way
         the request may have been carried out); TooManyRequestsError when a local bound is reached and nothing was
         sent.  Cancelled, the request may still be carried out; its answer is dropped.
         """
         if self._outgoing_bytes > limits.OUTGOING_BYTES_PAUSE:
-            timeout_seconds = await self._wait_below_pause(timeout_seconds)
-        pending = self._requests.open((command,))
+            timeout_seconds, now = await self._wait_below_pause(timeout_seconds), None
+        requests = self._requests
+        if now is None:
+            now = anyio.current_time()
+        waiting = requests.open_one(command, self._event_type(), now, timeout_seconds)
         try:
-            self._queue([command])
-            (answer,) = await pending.wait(timeout_seconds)
-        finally:
-            pending.discard()
+            command.serialize_type = self._channel.serialize_type
+            self._queue_pieces(self._channel.encode([command]))
+            await waiting.event.wait()
+        except BaseException:
+            requests.forget(command.opaque)
+            raise
+        answer = waiting.result
         if isinstance(answer, Command):
             return answer
+        assert answer is not None  # noqa: S101 - the event is set with a result
         raise answer
 
     async def request_many(
@@ -210,6 +226,7 @@ class Connection:
                 async with anyio.create_task_group() as group:
                     self._group = group
                     group.start_soon(self._write)
+                    group.start_soon(self._requests.run_deadlines)
                     await self._read()
                     self._scope.cancel()
         finally:
@@ -224,11 +241,15 @@ class Connection:
         reason = "closed by the server"
         try:
             while True:
-                for command in await receive():
-                    if command.flag & FLAG_RESPONSE:
-                        resolve(command)
-                    else:
-                        self._handle(command)
+                commands = await receive()
+                for first in range(0, len(commands), RESOLVED_AT_ONCE):
+                    if first:
+                        await anyio.lowlevel.checkpoint()
+                    for command in commands[first : first + RESOLVED_AT_ONCE]:
+                        if command.flag & FLAG_RESPONSE:
+                            resolve(command)
+                        else:
+                            self._handle(command)
         except anyio.EndOfStream:
             pass
         except TRANSPORT_ERRORS as error:
@@ -244,6 +265,7 @@ class Connection:
             while True:
                 await self._wake_writer.wait()
                 self._wake_writer = anyio.Event()
+                self._writer_woken = False
                 await self._channel.send_control()
                 while outgoing:
                     payload = next_write(outgoing)
@@ -257,6 +279,7 @@ class Connection:
             self._scope.cancel()
 
     def _wake(self) -> None:
+        self._writer_woken = True
         self._wake_writer.set()
 
     def _queue(self, commands: list[Command]) -> None:
@@ -266,14 +289,15 @@ class Connection:
         self._queue_pieces(self._channel.encode(commands))
 
     def _queue_pieces(self, pieces: list[bytes]) -> None:
-        size = sum(map(len, pieces))
+        size = len(pieces[0]) if len(pieces) == 1 else sum(map(len, pieces))
         if self._outgoing_bytes + size > limits.OUTGOING_BYTES_MAX:
             raise TooManyRequestsError(
                 f"{self._outgoing_bytes} bytes already wait to be written to {self.address}", address=self.address
             )
         self._outgoing.extend(pieces)
         self._outgoing_bytes += size
-        self._wake_writer.set()
+        if not self._writer_woken:
+            self._wake()
 
     async def _wait_below_pause(self, timeout_seconds: float) -> float:
         """Wait while too much is queued, at most the time given; returns what is left of it."""

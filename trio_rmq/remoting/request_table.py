@@ -1,19 +1,25 @@
 """Requests that wait for their answer on one connection: opaque -> who waits.
 
-The table belongs to one connection, as does its opaque counter.  Its core is synchronous: `open` gives requests their
-opaques and enters them, `resolve` hands an answer to whoever waits, `fail_all` ends every wait when the connection is
-lost.  Only `Pending.wait` is asynchronous; it runs inside one cancel scope with the deadline, however many requests
-were opened together, so nothing scans the table for expired ones.
+The table belongs to one connection, as does its opaque counter.  Its core is synchronous: `open` and `open_one` give
+requests their opaques and enter them, `resolve` hands an answer to whoever waits, `fail_all` ends every wait when the
+connection is lost.
 
-Invariant: an entry exists exactly while a `Pending` that holds it has not ended; answered, timed out, cancelled, failed
-or discarded, it is gone.  A response nobody waits for (late, or made up) is dropped with a debug line.
+Deadlines: requests opened together wait inside one cancel scope (`Pending.wait`).  Single ones (`open_one`), of which
+a client has thousands a second, have no scope of their own: one task, `run_deadlines`, sleeps until the earliest and
+ends what is due.  It is woken only by a request that is due earlier still, so that in steady traffic it wakes once a
+time-out, not once a request; what was answered meanwhile it drops when it comes upon it.
+
+Invariant: an entry exists exactly while someone waits for it; answered, timed out, cancelled, failed or discarded, it
+is gone.  A response nobody waits for (late, a second one, or made up) is dropped with a debug line.
 Runs on anyio, so both halves of a connection share it.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 import anyio
@@ -25,6 +31,9 @@ if TYPE_CHECKING:
 
 OPAQUE_MAX = 0x7FFF_FFFF
 """Largest opaque: a signed 32-bit number in both header encodings."""
+
+DUE_SPARE = 1024
+"""Answered requests left in the heap of deadlines, before those are dropped, besides as many as wait."""
 
 logger = logging.getLogger("trio_rmq.remoting")
 
@@ -65,13 +74,8 @@ class Pending:
                     await self._event.wait()
         finally:
             self.discard()
-        address = self._table.address
-        return [
-            RequestTimeoutError(f"{address or 'peer'} gave no answer within {timeout_seconds:g} s", address=address)
-            if result is None
-            else result
-            for result in self._results
-        ]
+        late = self._table._late
+        return [late(timeout_seconds) if result is None else result for result in self._results]
 
     def discard(self) -> None:
         """Forget the requests that have no answer yet: they were not sent, or nobody wants the answer."""
@@ -83,17 +87,35 @@ class Pending:
             self._left = 0
 
 
+class Waiting:
+    """One request, waited for by one task: `event` is set once `result` is there."""
+
+    __slots__ = ("event", "result", "timeout_seconds")
+
+    def __init__(self, event: anyio.Event, timeout_seconds: float) -> None:
+        self.event = event
+        self.timeout_seconds = timeout_seconds
+        self.result: Command | RemotingError | None = None
+
+    def _settle(self, opaque: int, result: Command | RemotingError) -> None:
+        self.result = result
+        self.event.set()
+
+
 class RequestTable:
     """The waiting requests of one connection to `address`, at most `limit` of them."""
 
-    __slots__ = ("_failure", "_next_opaque", "address", "entries", "limit")
+    __slots__ = ("_due", "_earlier", "_failure", "_next_opaque", "_sleeps_until", "address", "entries", "limit")
 
     def __init__(self, address: str, limit: int) -> None:
         self.address = address
         self.limit = limit
-        self.entries: dict[int, Pending] = {}
+        self.entries: dict[int, Pending | Waiting] = {}
         self._next_opaque = 1
         self._failure: RemotingError | None = None
+        self._due: list[tuple[float, int]] = []
+        self._sleeps_until = -math.inf
+        self._earlier = anyio.Event()
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -108,10 +130,7 @@ class RequestTable:
         count = len(requests)
         entries = self.entries
         if len(entries) + count > self.limit:
-            raise TooManyRequestsError(
-                f"{len(entries)} requests already wait for {self.address or 'the peer'}, and the limit is {self.limit}",
-                address=self.address,
-            )
+            raise self._too_many()
         opaque = self._free_run(count)
         self._next_opaque = opaque + count
         pending = Pending(self, opaque, count)
@@ -120,6 +139,64 @@ class RequestTable:
             entries[opaque] = pending
             opaque += 1
         return pending
+
+    def open_one(self, request: Command, event: anyio.Event, now: float, timeout_seconds: float) -> Waiting:
+        """Enter `request`, due `timeout_seconds` after `now`; send it, then wait for `event`, or `forget` it.
+
+        `event` is a fresh one.  Needs `run_deadlines`.  Errors as of `open`.
+        """
+        if self._failure is not None:
+            raise _again(self._failure)
+        entries = self.entries
+        if len(entries) >= self.limit:
+            raise self._too_many()
+        opaque = self._next_opaque
+        if opaque in entries or opaque >= OPAQUE_MAX:
+            opaque = self._free_run(1)
+        self._next_opaque = opaque + 1
+        request.opaque = opaque
+        waiting = entries[opaque] = Waiting(event, timeout_seconds)
+        due = self._due
+        if len(due) > 2 * len(entries) + DUE_SPARE:
+            due[:] = [item for item in due if item[1] in entries]
+            heapify(due)
+        deadline = now + timeout_seconds
+        heappush(due, (deadline, opaque))
+        if deadline < self._sleeps_until:
+            self._earlier.set()
+        return waiting
+
+    def forget(self, opaque: int) -> None:
+        """Drop the entry, if it is there still: the request was not sent, or nobody wants the answer."""
+        self.entries.pop(opaque, None)
+
+    async def run_deadlines(self) -> None:
+        """End each single request that is due with RequestTimeoutError; until cancelled."""
+        due, entries = self._due, self.entries
+        while True:
+            while due and due[0][1] not in entries:
+                heappop(due)
+            self._sleeps_until = due[0][0] if due else math.inf
+            self._earlier = anyio.Event()
+            with anyio.CancelScope(deadline=self._sleeps_until):
+                await self._earlier.wait()
+            now = anyio.current_time()
+            while due and due[0][0] <= now:
+                _, opaque = heappop(due)
+                waiting = entries.pop(opaque, None)
+                if isinstance(waiting, Waiting):
+                    waiting._settle(opaque, self._late(waiting.timeout_seconds))
+
+    def _late(self, timeout_seconds: float) -> RequestTimeoutError:
+        return RequestTimeoutError(
+            f"{self.address or 'peer'} gave no answer within {timeout_seconds:.3g} s", address=self.address
+        )
+
+    def _too_many(self) -> TooManyRequestsError:
+        peer = self.address or "the peer"
+        return TooManyRequestsError(
+            f"{len(self.entries)} requests already wait for {peer}, and the limit is {self.limit}", address=self.address
+        )
 
     def next_opaque(self) -> int:
         """An opaque for a one-way request, which is not entered."""

@@ -135,22 +135,27 @@ class UniqueIdGenerator:
     millisecond, or when the wall clock is set back.
     """
 
-    __slots__ = ("_counter", "_month_start_ms", "_next_month_ms", "_prefix")
+    __slots__ = ("_counter", "_month_start_ms", "_next_month_ms", "_prefix", "_stem", "_stem_ms")
 
     def __init__(self, address: bytes, process_id: int, salt: int) -> None:
         self._prefix = encode_unique_id(UniqueId(address, process_id, salt, 0, 0))[:-12]
         self._counter = 0
         self._month_start_ms = 0
         self._next_month_ms = -1
+        self._stem_ms = -1
+        self._stem = ""
 
     def next_id(self, wall_ms: int) -> str:
         """The next id at wall clock `wall_ms`."""
-        if not self._month_start_ms <= wall_ms < self._next_month_ms:
-            self._month_start_ms = month_start_ms(wall_ms)
-            self._next_month_ms = month_start_ms(self._month_start_ms + 32 * 86_400_000)
+        if wall_ms != self._stem_ms:
+            if not self._month_start_ms <= wall_ms < self._next_month_ms:
+                self._month_start_ms = month_start_ms(wall_ms)
+                self._next_month_ms = month_start_ms(self._month_start_ms + 32 * 86_400_000)
+            self._stem = f"{self._prefix}{(wall_ms - self._month_start_ms) & 0xFFFFFFFF:08X}"
+            self._stem_ms = wall_ms
         counter = self._counter
         self._counter = (counter + 1) & 0xFFFF
-        return f"{self._prefix}{(wall_ms - self._month_start_ms) & 0xFFFFFFFF:08X}{counter:04X}"
+        return f"{self._stem}{counter:04X}"
 
 
 def unique_id_time_ms(text: str, now_ms: int) -> int:

@@ -43,6 +43,11 @@ _REPLY = b'{"code":%%d,"extFields":%%b,"flag":%d,"language":"PYTHON","opaque":%%
     PROTOCOL_VERSION,
 )
 
+_REQUEST = (
+    b'{"code":%d,"extFields":%b,"flag":%d,"language":"PYTHON","opaque":%d,'
+    b'"serializeTypeCurrentRPC":"JSON","version":%d}'
+)
+
 
 def decode_json_header(header: bytes, body: bytes) -> Command:
     """The command with this JSON header; ProtocolError when it is no JSON object of the known shape."""
@@ -91,6 +96,8 @@ def encode_json_header(command: Command) -> bytes:
         and command.version == PROTOCOL_VERSION
     ):
         return _REPLY % (command.code, fields, command.opaque)
+    if command.remark is None and fields is not None and command.language == "PYTHON":
+        return _REQUEST % (command.code, fields, command.flag, command.opaque, command.version)
     return b'{"code":%d%b,"flag":%d,"language":%b,"opaque":%d%b,"serializeTypeCurrentRPC":"JSON","version":%d}' % (
         command.code,
         b"" if fields is None else b',"extFields":%b' % fields,

@@ -1,0 +1,114 @@
+"""`scripts/bench producer`: what our own producer reaches, beside ready-made frames on the same server.
+
+Each run has a fresh server and `tasks` tasks that send one message after another through one producer.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from dataclasses import dataclass, replace
+
+import anyio
+
+from benchmark.report import Goal, Report, Row, percentile
+from benchmark.runs import TOPIC, Plan, run
+from benchmark.servers import MeasuredServer, our_server
+from trio_rmq.client import AutoBatch, Message, Producer
+
+GROUP = "benchmark"
+
+
+@dataclass(frozen=True)
+class ProducerPlan:
+    """What one run does."""
+
+    backend: str
+    size: int
+    tasks: int
+    seconds: float
+    transport: str = "tcp"
+    auto_batch: AutoBatch | None = None
+
+    @property
+    def name(self) -> str:
+        """As in the table's first column."""
+        what = f"producer {self.size} B {self.transport} {self.backend}"
+        return f"{what}{', auto-batching' if self.auto_batch else ''}, {self.tasks} tasks"
+
+
+def run_producers(report: Report, *, seconds: float, tasks: int = 64, rounds: int = 3, goals: bool = True) -> None:
+    """All rows, and the goals that compare them; each goal's figure is the median of `rounds` alternating runs."""
+    frames = Plan("send", "tcp", "JSON", 1024, 1, 1, 1, tasks, seconds, None, floor=False)
+    ratios: dict[str, list[float]] = {}
+    rows: dict[str, list[Row]] = {}
+
+    def measured(row: Row) -> Row:
+        rows.setdefault(row.name, []).append(row)
+        return row
+
+    for _ in range(rounds):
+        ready_made = measured(run(frames))
+        for backend in ("trio", "asyncio"):
+            plan = ProducerPlan(backend, 1024, tasks, seconds)
+            row = measured(run_producer(plan))
+            ratios.setdefault(f"{plan.name}: messages/s, of ready-made frames", []).append(
+                row.messages_per_second / ready_made.messages_per_second
+            )
+            measured(run_producer(replace(plan, transport="ws")))
+            small = measured(run_producer(replace(plan, size=100)))
+            gathered = measured(run_producer(replace(plan, size=100, auto_batch=AutoBatch(count=tasks))))
+            ratios.setdefault(f"{plan.backend}: auto-batching at 100 B, times single sends", []).append(
+                gathered.messages_per_second / small.messages_per_second
+            )
+    for several in rows.values():
+        several.sort(key=lambda row: row.messages_per_second)
+        report.rows.append(several[len(several) // 2])
+    if goals:
+        for name, reached in ratios.items():
+            wanted = 3.0 if "auto" in name else 0.4
+            report.goals.append(Goal(name, sorted(reached)[len(reached) // 2], ">=", wanted))
+
+
+def run_producer(plan: ProducerPlan) -> Row:
+    """One plan on a fresh server."""
+    with our_server() as server:
+        return anyio.run(_measure, server, plan, backend=plan.backend)
+
+
+async def _measure(server: MeasuredServer, plan: ProducerPlan) -> Row:
+    name_server = f"{'ws://' if plan.transport == 'ws' else ''}{server.name_server}"
+    latencies: array[float] = array("d")
+    body = bytes(plan.size)
+    async with Producer(name_servers=name_server, group=GROUP, auto_batch=plan.auto_batch) as producer:
+        await producer.send(Message(TOPIC, body))  # makes the topic
+        warm_until = time.perf_counter() + plan.seconds / 5
+
+        async def load(until: float, noted: array[float]) -> None:
+            async def send() -> None:
+                while (began := time.perf_counter()) < until:
+                    await producer.send(Message(TOPIC, body))
+                    noted.append(time.perf_counter() - began)
+
+            async with anyio.create_task_group() as group:
+                for _ in range(plan.tasks):
+                    group.start_soon(send)
+
+        await load(warm_until, array("d"))
+        began, cpu, server_cpu = time.perf_counter(), time.process_time(), server.cpu_seconds()
+        await load(began + plan.seconds, latencies)
+        took, cpu, server_cpu = (
+            time.perf_counter() - began, time.process_time() - cpu, server.cpu_seconds() - server_cpu,
+        )  # fmt: skip
+    count = len(latencies)
+    return Row(
+        name=plan.name,
+        messages_per_second=count / took,
+        megabytes_per_second=count * plan.size / took / 1e6,
+        latency_p50_us=percentile(latencies, 0.5) * 1e6,
+        latency_p99_us=percentile(latencies, 0.99) * 1e6,
+        latency_max_us=max(latencies, default=0.0) * 1e6,
+        cpu_us_per_message=server_cpu / count * 1e6,
+        server_resident_mb=server.resident_mb(),
+        client_cpu_us_per_message=cpu / count * 1e6,
+    )
