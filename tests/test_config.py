@@ -17,13 +17,13 @@ from trio_rmq.config import (
     MessageStoreConfig,
     NamesrvConfig,
     RemotingConfig,
-    key_of_field,
     load_broker_settings,
     load_namesrv_settings,
     load_standalone_settings,
     parse_properties,
 )
 from trio_rmq.errors import ConfigError
+from trio_rmq.settings import key_of_field
 
 
 def test_defaults_are_those_of_rocketmq() -> None:
