@@ -1,7 +1,7 @@
 """The commands for people: `send`, `receive` and the help that lists all.
 
 Only parsing and printing; `client.queue_writer` and `client.queue_reader` do the work.  Exit status: 0 done; 1 not all
-could be done (said on stderr); 2 wrong usage; 130 interrupted.
+could be done (said on stderr); 2 wrong usage; 4 a store that cannot be used; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from trio_rmq import __version__
 from trio_rmq.cli.host import default_name_servers
 from trio_rmq.cli.logs import set_up_logging
 from trio_rmq.cli.parts import read_parts, separator_bytes
+from trio_rmq.cli.store import store_app
 from trio_rmq.client.compression import plain_body
 from trio_rmq.client.queue_reader import QueueReader, Start
 from trio_rmq.client.queue_writer import Outgoing, QueueWriter, WriteStatistics
 from trio_rmq.clock import wall_ms
-from trio_rmq.errors import ConfigError, RocketMQError
+from trio_rmq.errors import ConfigError, RocketMQError, StoreError
 from trio_rmq.randomness import rng
 from trio_rmq.remoting.client import RemotingClient
 from trio_rmq.wire.command import SerializeType
@@ -42,6 +43,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+app.add_typer(store_app)
 _ELSEWHERE = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 """The servers parse their own words; here they only stand in the list."""
 
@@ -66,7 +68,7 @@ def run_app(words: Sequence[str]) -> int:
         return end.code if isinstance(end.code, int) else 1
     except RocketMQError as error:
         print(f"trio-rmq: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+        return 2 if isinstance(error, ConfigError) else 4 if isinstance(error, StoreError) else 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -64,6 +64,10 @@ class ConsumeQueue:
         """Find the queue's end in its files; entries after an empty one, or after a missing file, do not count."""
         for orphan in self.files.load(_SIZE_KEY, unclean=unclean):
             self.files.remove_orphan(orphan)
+        self.find_end()
+
+    def find_end(self) -> None:
+        """Find the queue's end in the files that are known."""
         self._set_end(self._first_without(lambda physical, size: physical >= 0 and size > 0))
 
     def start_at(self, offset: int) -> None:

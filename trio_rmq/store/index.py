@@ -237,6 +237,11 @@ class Index:
             removed += 1
         return removed
 
+    @property
+    def waiting(self) -> int:
+        """How many gathered keys wait in memory."""
+        return len(self._pending.hashes)
+
     # Gathering ---------------------------------------------------------------------------------------------------
 
     def gather(self) -> bool:

@@ -62,6 +62,11 @@ class Header(msgspec.Struct, frozen=True):
     count: int = 1
 
 
+def header_of(data: bytes) -> Header:
+    """The header in the first 40 bytes of a file, as they are."""
+    return Header(*_HEADER.unpack(data))
+
+
 class IndexFile:
     """The file at `path` with `slot_count` slots and room for the items 1 .. `item_count`-1 (item 0 is never used)."""
 
@@ -117,8 +122,8 @@ class IndexFile:
                 f"make {self.size_bytes}: set them to what this store was made with, or remove the file (it is made "
                 "again from the log)"
             )
-        begin_ms, end_ms, begin, end, used, count = _HEADER.unpack(self._read(HEADER_SIZE_BYTES, 0))
-        self.header = Header(begin_ms, end_ms, begin, end, used, min(max(1, count), self.item_count))
+        header = header_of(self._read(HEADER_SIZE_BYTES, 0))
+        self.header = msgspec.structs.replace(header, count=min(max(1, header.count), self.item_count))
 
     def is_whole(self) -> bool:
         """Whether the header is that of its newest item; one that was cut short while it was written is not."""

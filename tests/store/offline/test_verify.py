@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trio_rmq.clock import use_wall_clock
+from tests.store.offline.helpers import RECORD_SIZE, fill
 from trio_rmq.errors import StoreError, StoreLockedError
 from trio_rmq.store.disk import ReadOnlyDisk
 from trio_rmq.store.offline.findings import Finding
@@ -20,19 +20,7 @@ from trio_rmq.wire.record import encode_blank
 
 VECTORS = Path(__file__).parents[3] / "protocol" / "vectors" / "store"
 LOG = "commitlog/00000000000000000000"
-RECORD_SIZE = 91 + 500 + 1 + len("TAGS\x01t0\x02KEYS\x01k000")
 QUEUE = "consumequeue/T/0/00000000000000000000"
-
-
-async def fill(place: Place, count: int, *, start: int = 0, topic: str = "T", **settings: object) -> None:
-    """Messages of RECORD_SIZE bytes, over three queues, a second apart."""
-    async with place.open(**settings) as store:
-        for n in range(start, start + count):
-            properties = f"TAGS\x01t{n % 5}\x02KEYS\x01k{n:03d}"
-            message = new_message(str(n).encode().ljust(500), topic=topic, queue_id=n % 3, tags=f"t{n % 5}")
-            message.properties = properties
-            with use_wall_clock(lambda: 1_790_000_000_000 + n * 1000):  # noqa: B023 - used at once
-                stored(store.append([message]))
 
 
 def verify(place: Place, **settings: object) -> Verified:

@@ -1,8 +1,8 @@
 """The files of one store folder as they are found, without changing anything.
 
 Invariants: nothing here writes; a file that does not belong there, has another length than the others or is missing
-between two others becomes a finding, and what is there stays readable.  The lengths of log and queue files are told by
-the files themselves; the configuration counts where there is none, and for the slots of index files.
+between two others becomes a finding, and what is there stays readable.  Lengths are told by the files themselves;
+the configuration counts where there is none.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from trio_rmq.store.commit_log import CommitLog
 from trio_rmq.store.consume_queue import ENTRY_SIZE_BYTES
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.dispatch import DelayLevels
-from trio_rmq.store.index_file import HEADER_SIZE_BYTES, IndexFile
+from trio_rmq.store.index_file import HEADER_SIZE_BYTES, ITEM_SIZE_BYTES, SLOT_SIZE_BYTES, IndexFile
 from trio_rmq.store.log_files import FileHandles, LogFiles
 from trio_rmq.store.offline.findings import Findings
+from trio_rmq.store.offline.index_geometry import index_geometry
 from trio_rmq.wire.fastjson import to_strict_json
 
 Progress = Callable[[str, int, int], None]
@@ -34,6 +35,13 @@ _NAME_DIGITS = 20
 _INDEX_NAME_DIGITS = 17
 _ZERO_BLOCK_BYTES = 1024 * 1024
 _METADATA_BYTES_MAX = 2**31 - 1  # a local file is no peer
+
+
+def must_be_store(disk: Disk, config: MessageStoreConfig) -> None:
+    """StoreError when `config`'s folder is none of a store."""
+    root = config.store_path_root_dir
+    if not disk.is_directory(config.commit_log_folder) and not disk.exists(f"{root}/lock"):
+        raise StoreError(f"{root} is no store folder: it has neither commitlog/ nor a file `lock`")
 
 
 class FoundFiles(LogFiles):
@@ -84,10 +92,9 @@ class StoreFolder:
     """The folder of one store.  `config` says where it is; StoreError when there is none."""
 
     def __init__(self, disk: Disk, config: MessageStoreConfig) -> None:
+        must_be_store(disk, config)
         root = self.root = config.store_path_root_dir
         log_folder = config.commit_log_folder
-        if not disk.is_directory(root) or not (disk.is_directory(log_folder) or disk.exists(f"{root}/checkpoint")):
-            raise StoreError(f"{root} is no store folder: it has neither commitlog/ nor a checkpoint")
         self.disk = disk
         self.config = config
         self.findings = Findings()
@@ -184,15 +191,18 @@ class StoreFolder:
             if len(name) != _INDEX_NAME_DIGITS or not name.isascii() or not name.isdigit():
                 self.findings.add("stray", path, 0, "it does not belong there; Apache refuses to start")
                 continue
+            size = self.disk.path_size(path)
+            if size != HEADER_SIZE_BYTES + slots * SLOT_SIZE_BYTES + items * ITEM_SIZE_BYTES:
+                slots, items = index_geometry(self.disk, self.handles.get(path)) or (slots, items)
             file = IndexFile(self.disk, self.handles, path, slots, items)
-            if not self.clean and self.disk.path_size(path) <= HEADER_SIZE_BYTES:
+            if not self.clean and size <= HEADER_SIZE_BYTES:
                 what = "it has no length yet: a crash came first; the next start removes it"
                 self.findings.add("length", path, 0, what, damage=False)
                 continue
             try:
                 file.load()
             except StoreError as error:
-                self.findings.add("length", path, 0, str(error).removeprefix(f"{path} "))
+                self.findings.add("length", path, 0, f"it {str(error).removeprefix(f'{path} ')}")
                 continue
             files.append(file)
         return files

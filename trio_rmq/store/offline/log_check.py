@@ -83,14 +83,19 @@ class LogCheck:
             return True
         return self._files.start <= physical_offset < self._files.end and self._files.locate(physical_offset) is None
 
-    def scan(self) -> Iterator[tuple[int, StoredMessage]]:
-        """(physical offset, record) of all that are whole and in their place."""
+    def scan(self, begin: int = 0) -> Iterator[tuple[int, StoredMessage]]:
+        """(physical offset, record) of all from `begin` on that are whole and in their place.
+
+        `begin` is where a record stands, or before the log.
+        """
         starts = self._files.starts
         size = self._files.file_size
         for number, start in enumerate(starts):
             if self._ended:
                 break
-            for offset, record in self._scan_file(start, start + size, starts[number + 1 :]):
+            if start + size <= begin:
+                continue
+            for offset, record in self._scan_file(max(start, begin), start + size, starts[number + 1 :]):
                 self._note(offset, record)
                 yield offset, record
                 if self._progress is not None and self.records % _RECORDS_A_REPORT == 0:
@@ -98,6 +103,16 @@ class LogCheck:
         self._judge_hosts()
         if self._progress is not None and starts:
             self._progress("log", self._files.end - starts[0], self._files.end - starts[0])
+
+    def place_from(self, begin: int) -> int | None:
+        """Where, from `begin` on, the next record stands that is whole and in its place; None when none does."""
+        for start in self._files.starts:
+            end = start + self._files.file_size
+            if begin < end:
+                place = self._next_valid(max(begin, start), end)
+                if place is not None and isinstance(self._at(place, end), StoredMessage):
+                    return place
+        return None
 
     # One file ----------------------------------------------------------------------------------------------------
 
