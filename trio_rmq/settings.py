@@ -77,6 +77,18 @@ class BrokerConfig(Struct, kw_only=True, rename=key_of_field):
     channel_expired_timeout: Positive = 120_000
     """A client silent for this many milliseconds leaves its groups (fixed in 4.9, a key in 5.x)."""
 
+    enable_property_filter: bool = True
+    """Whether SQL92 filters are served; RocketMQ's default is false."""
+    filter_support_retry: bool = False
+    """Whether a SQL92 subscription of a retry topic filters by the filter of each message's own topic."""
+    enable_calc_filter_bit_map: bool = False
+    """Whether each queue entry gets a map of the filters that are true of its message (needs enableConsumeQueueExt)."""
+    expect_consumer_num_use_filter: Annotated[int, Meta(ge=1, le=1_000_000)] = 32
+    max_error_rate_of_bloom_filter: Annotated[int, Meta(ge=1, le=99)] = 20
+    """Per cent of wrong hits in such a map."""
+    filter_data_clean_time_span: NotNegative = 24 * 3600 * 1000
+    """Milliseconds that the filter of a group without consumers is remembered."""
+
     def name_servers(self) -> list[str]:
         """`namesrvAddr` taken apart: `host:port` each, blanks and empty parts dropped."""
         return [part.strip() for part in self.namesrv_addr.split(";") if part.strip()]

@@ -196,14 +196,6 @@ async def test_a_heartbeat_that_cannot_be_read_is_refused(autojump_clock: MockCl
         assert (await client.ask(RequestCode.HEART_BEAT, body=body)).code == ResponseCode.SYSTEM_ERROR
 
 
-async def test_a_subscription_is_checked_by_its_kind(autojump_clock: MockClock) -> None:
-    async with one_broker() as (_, client):
-        for kind, code in (("TAG", 0), ("SQL92", ResponseCode.SUBSCRIPTION_PARSE_FAILED)):
-            body = {"subscriptionData": {"topic": "T", "subString": "a", "expressionType": kind}, "group": "cg"}
-            answer = await client.ask(RequestCode.CHECK_CLIENT_CONFIG, body=json.dumps(body).encode())
-            assert answer.code == code
-
-
 async def test_an_unknown_request_is_3_and_costs_nothing(autojump_clock: MockClock) -> None:
     async with one_broker() as (_, client):
         answers = await client.ask_many([Command(31_999), Command(RequestCode.GET_BROKER_RUNTIME_INFO)])

@@ -267,3 +267,14 @@ def test_mutated_records_raise_only_protocol_errors(original: StoredMessage, dat
         else:
             assert checked.kind is RecordKind.RECORD
             assert decoded.size_bytes <= len(candidate)
+
+
+@pytest.mark.parametrize("magic", [codec.MAGIC_V1, codec.MAGIC_V2])
+@pytest.mark.parametrize("flags", [0, 1 << 4, 1 << 5, 1 << 4 | 1 << 5])
+@pytest.mark.parametrize("text", [b"", b"KEYS\x01k"])
+def test_properties_are_found_in_the_whole_record(magic: int, flags: int, text: bytes) -> None:
+    born, store = ("::1" if flags & 1 << 4 else "10.0.0.1"), ("::2" if flags & 1 << 5 else "10.0.0.2")
+    record = message(
+        magic=magic, sys_flag=flags, properties=text, born_host=pack_host(born, 1), store_host=pack_host(store, 2)
+    )
+    assert codec.record_properties(codec.encode_stored(record)) == text

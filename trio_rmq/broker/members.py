@@ -10,7 +10,7 @@ is dropped.  Source: RocketMQ ConsumerManager, ConsumerGroupInfo, ProducerManage
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -61,6 +61,10 @@ class Members:
         self._consumers: dict[str, ConsumerGroup] = {}
         self._producers: dict[str, dict[str, Member]] = {}
         self._somebody = trio.Event()
+        self.on_subscribed: Callable[[str, Sequence[SubscriptionData]], None] | None = None
+        """Told, at each heartbeat of a consumer, its group and subscriptions."""
+        self.on_deserted: Callable[[str], None] | None = None
+        """Told a consumer group whose last member left."""
 
     # -- heartbeats ---------------------------------------------------------------------------------------------
 
@@ -83,6 +87,8 @@ class Members:
         group.message_model = data.message_model
         group.consume_from_where = data.consume_from_where
         changed = self._update_subscriptions(group, data.subscription_data_set)
+        if self.on_subscribed is not None:
+            self.on_subscribed(group.name, data.subscription_data_set)
         if old is None or old.session is not session or changed:
             self._notify(group)
         self._warn_of_differences(group)
@@ -187,6 +193,8 @@ class Members:
             self._notify(group)
         else:
             del self._consumers[name]
+            if self.on_deserted is not None:
+                self.on_deserted(name)
 
     def _notify(self, group: ConsumerGroup) -> None:
         if group.message_model == BROADCASTING or not self._notify_enabled(group.name):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 import trio
 
+from trio_rmq.broker.consumer_filters import ConsumerFilters
 from trio_rmq.broker.groups import GroupTable
 from trio_rmq.broker.handlers.admin import BrokerAdminHandlers, GroupAdminHandlers, TopicAdminHandlers
 from trio_rmq.broker.handlers.cleanup import CleanupHandlers
@@ -30,6 +31,7 @@ from trio_rmq.broker.persistence import Persistence
 from trio_rmq.broker.registration import Advertised, Registration
 from trio_rmq.broker.runtime import RuntimeInfo
 from trio_rmq.broker.topics import TopicTable
+from trio_rmq.broker.wanted import Subscriptions
 from trio_rmq.config import BrokerConfig, MessageStoreConfig, RemotingConfig
 from trio_rmq.errors import ListenError, StoreFailedError
 from trio_rmq.remoting.address import format_address
@@ -147,12 +149,16 @@ class _Broker:
             )
         self._held_pulls = HeldPulls()
         self._members = Members(self._notify_enabled, expiry_seconds=config.channel_expired_timeout / 1000)
+        self._filters = ConsumerFilters(config)
+        self._members.on_subscribed = self._filters.subscribed
+        self._members.on_deserted = self._filters.deserted
         self._persistence = Persistence(
             f"{store_config.store_path_root_dir}/config",
             {
                 "topics.json": self._topics,
                 "subscriptionGroup.json": self._groups,
                 "lmqConsumerOffset.json" if lmq_enable else "consumerOffset.json": self._offsets,
+                "consumerFilter.json": self._filters,
             },
             interval_seconds=config.flush_consumer_offset_interval / 1000,
             disk=disk,
@@ -180,9 +186,10 @@ class _Broker:
             body_size_max_bytes=self._store_config.max_message_size,
             max_delay_level=delay_levels,
         ).register(table)
-        PullHandlers(self._config, store, topics, groups, self._members, offsets, self._held_pulls).register(table)
+        subscriptions = Subscriptions(self._config, self._members, self._filters)
+        PullHandlers(self._config, store, topics, groups, subscriptions, offsets, self._held_pulls).register(table)
         OffsetHandlers(store, offsets).register(table)
-        HeartbeatHandlers(self._members, topics, groups).register(table)
+        HeartbeatHandlers(self._config, self._members, topics, groups).register(table)
         LockHandlers(QueueLocks()).register(table)
         QueryHandlers(store, self._store_config.default_query_max_num).register(table)
         saved = self._persistence.saved

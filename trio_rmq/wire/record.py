@@ -39,6 +39,7 @@ SYS_FLAG_AT = 36
 
 _TOPIC_LENGTH_V1_MAX = 127
 _HOSTS_V6 = BORN_HOST_V6 | STORE_HOST_V6
+_MAGIC_V1_LOW = MAGIC_V1 & 0xFF
 
 _HEAD = struct.Struct(">iiiiiqqiq4siq4siiqi")
 _HEADS = {
@@ -331,6 +332,18 @@ def decode_record(buffer: Buffer, position: int = 0, *, check_crc: bool = False)
         topic=topic,
         properties=bytes(buffer[properties_at:record_end]),
     )
+
+
+def record_properties(record: bytes) -> bytes:
+    """The property text of one whole record as the log has it, found by its lengths alone; nothing else is decoded."""
+    hosts = record[39]
+    body_size_at = 84 + (12 if hosts & BORN_HOST_V6 else 0) + (12 if hosts & STORE_HOST_V6 else 0)
+    name_at = body_size_at + 5 + int.from_bytes(record[body_size_at : body_size_at + 4], "big")
+    topic_size = record[name_at - 1]
+    if record[7] != _MAGIC_V1_LOW:
+        topic_size = topic_size << 8 | record[name_at]
+        name_at += 1
+    return record[name_at + topic_size + 2 :]
 
 
 def _tail(buffer: Buffer, topic_at: int, magic: int, record_end: int, body_size: int) -> tuple[str, int, int]:

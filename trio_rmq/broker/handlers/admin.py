@@ -37,6 +37,8 @@ HOT_SETTINGS = frozenset(
         "autoCreateSubscriptionGroup",
         "autoCreateTopicEnable",
         "brokerPermission",
+        "enablePropertyFilter",
+        "filterSupportRetry",
         "forceRegister",
         "longPollingEnable",
         "notifyConsumerIdsChangedEnable",

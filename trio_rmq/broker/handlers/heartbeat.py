@@ -5,15 +5,19 @@ Source: RocketMQ ClientManageProcessor, ConsumerManageProcessor, AdminBrokerProc
 
 from __future__ import annotations
 
+import logging
+
 import msgspec
 
 from trio_rmq.broker import names
 from trio_rmq.broker.groups import GroupTable
 from trio_rmq.broker.members import Member, Members
 from trio_rmq.broker.topics import TopicTable
+from trio_rmq.broker.wanted import compile_or_refuse, is_tag_type, refuse_unless_enabled
 from trio_rmq.errors import ProtocolError, RequestError
 from trio_rmq.remoting.handlers import HandlerTable
 from trio_rmq.remoting.session import Session
+from trio_rmq.settings import BrokerConfig
 from trio_rmq.wire import headers
 from trio_rmq.wire.codes import RequestCode, ResponseCode
 from trio_rmq.wire.command import Command
@@ -26,14 +30,16 @@ from trio_rmq.wire.groups import (
     encode_consumer_list,
     encode_producer_connection,
 )
-from trio_rmq.wire.heartbeat import EXPRESSION_TAG, SubscriptionData, decode_heartbeat
+from trio_rmq.wire.heartbeat import SubscriptionData, decode_heartbeat
 from trio_rmq.wire.sysflag import TOPIC_UNIT_SUBSCRIPTION
+
+logger = logging.getLogger(__name__)
 
 
 class _CheckClientBody(msgspec.Struct, rename="camel"):
     """The body of CHECK_CLIENT_CONFIG."""
 
-    subscription_data: SubscriptionData
+    subscription_data: SubscriptionData | None = None
     client_id: str = ""
     group: str = ""
     namespace: str | None = None
@@ -42,7 +48,8 @@ class _CheckClientBody(msgspec.Struct, rename="camel"):
 class HeartbeatHandlers:
     """Keeps the member tables."""
 
-    def __init__(self, members: Members, topics: TopicTable, groups: GroupTable) -> None:
+    def __init__(self, config: BrokerConfig, members: Members, topics: TopicTable, groups: GroupTable) -> None:
+        self._config = config
         self._members = members
         self._topics = topics
         self._groups = groups
@@ -84,17 +91,21 @@ class HeartbeatHandlers:
         return request.reply()
 
     def check_client(self, session: Session, request: Command) -> Command:
-        """46: whether the broker takes a subscription; tags always, SQL92 not in this version (23)."""
+        """46: whether the broker takes a subscription: 23 for a filter that cannot be read, 1 when none is served."""
         try:
             body = msgspec.json.decode(request.body, type=_CheckClientBody)
         except msgspec.MsgspecError as error:
             raise ProtocolError(f"the subscription to check cannot be read: {error}") from None
-        kind = body.subscription_data.expression_type
-        if kind != EXPRESSION_TAG:
-            raise RequestError(
-                ResponseCode.SUBSCRIPTION_PARSE_FAILED,
-                f"filters of type {kind} are not served by this version; filter by tags",
-            )
+        data = body.subscription_data
+        if data is None or is_tag_type(data.expression_type):
+            return request.reply()
+        refuse_unless_enabled(self._config, data.expression_type)
+        compiled = compile_or_refuse(data.sub_string, data.expression_type)
+        if compiled.unread:
+            logger.warning(
+                "client %s of group %s filters %s by %r, of which %r counts for nothing: correct the expression",
+                body.client_id, body.group, data.topic, data.sub_string, compiled.unread,
+            )  # fmt: skip
         return request.reply()
 
     def consumer_list(self, session: Session, request: Command) -> Command:
