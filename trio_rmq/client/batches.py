@@ -57,7 +57,8 @@ def batch_of(
             f"the batch of {len(items)} messages has {len(body)} bytes, more than {maker.body_size_max_bytes}: "
             "split it (split_batch)"
         )
-    text = f"{prop.UNIQUE_KEY}\x01{maker.next_id()}\x02{prop.WAIT}\x01{'true' if wait_store else 'false'}"
+    # No unique id of the batch's own: brokers add its properties to each message's, whose ids it would replace.
+    text = f"{prop.WAIT}\x01{'true' if wait_store else 'false'}"
     outgoing = Outgoing(topic, body, text, ",".join(ids), wall_ms(), is_batch=True)
     if maker.namespace:
         outgoing.topic, outgoing.user_topic = with_namespace(maker.namespace, topic), topic
