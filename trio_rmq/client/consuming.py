@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 
 from trio_rmq.client.consumer_figures import ConsumerFigures
 from trio_rmq.client.flow_control import Room
@@ -46,8 +47,9 @@ class Delivery:
 
     def listener(self, held: HeldQueue, message: ReceivedMessage) -> Listener | None:
         """Whom to call with a message; None when its topic was unsubscribed and the rebalance will let the queue go."""
-        listener = self.listeners.get(message.topic if held.is_retry else held.queue.topic)
-        return self._refuse if listener is None and held.is_retry else listener
+        if held.is_retry:
+            return self.listeners.get(message.topic, self._refuse)
+        return self.listeners.get(held.queue.topic)
 
     async def _refuse(self, messages: Sequence[ReceivedMessage]) -> Outcome:
         logger.warning("group %s has no listener for %s: the message goes back", self.group, messages[0])
@@ -65,6 +67,15 @@ class Delivery:
         counts.call_seconds += seconds
         counts.consumed += consumed
         counts.failed += failed
+
+
+def loop_clock() -> Callable[[], float]:
+    """The running loop's clock, looked up once; `anyio.current_time` looks it up for every reading."""
+    current_token = getattr(anyio.lowlevel, "current_token", None)  # since anyio 4.11
+    if current_token is None:
+        return anyio.current_time
+    clock: Callable[[], float] = current_token().backend_class.current_time
+    return clock
 
 
 def batches(held: HeldQueue, messages: Sequence[ReceivedMessage], size: int) -> Iterator[list[ReceivedMessage]]:

@@ -70,7 +70,8 @@ class Room:
         if self._has_total:
             for other in self._held.values():
                 self._wake(other)
-        self._wake(held)
+        elif held.room is not None:
+            self._wake(held)
 
     def _wake(self, held: HeldQueue) -> None:
         if held.room is not None and self.reason(held) is None:

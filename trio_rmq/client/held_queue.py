@@ -105,7 +105,7 @@ class HeldQueue:
 
     def finished(self, messages: list[ReceivedMessage]) -> None:
         """These are done."""
-        self.state.finished([message.stored.queue_offset for message in messages])
+        self.state.finished([message.queue_offset for message in messages])
 
     def is_locked(self, now: float) -> bool:
         """Whether its lock is surely ours now."""

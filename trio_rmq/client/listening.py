@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import anyio
 import anyio.to_thread
@@ -19,6 +20,8 @@ from trio_rmq.errors import ClientError
 from trio_rmq.wire.groups import MessageQueue
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Outcome = ConsumeResult | ConsumeLater | None
 """None and SUCCESS: all messages are done.  The others, and an exception: they come again."""
@@ -43,26 +46,23 @@ Interceptor = Callable[[Consumption, Proceed], Awaitable[Outcome]]
 
 
 def intercepted(listener: Listener, interceptors: Sequence[Interceptor], group: str) -> Listener:
-    """`listener` with the interceptors around it; a cancellation that it makes up comes out as ClientError."""
-    wrapped = _guarded(listener)
+    """`listener` with the interceptors around it."""
     for interceptor in reversed(interceptors):
-        wrapped = _around(interceptor, wrapped, group)
-    return wrapped
+        listener = _around(interceptor, listener, group)
+    return listener
 
 
-def _guarded(listener: Listener) -> Listener:
-    async def call(messages: Sequence[ReceivedMessage]) -> Outcome:
-        try:
-            return await listener(messages)
-        except BaseException as error:
-            if isinstance(error, Exception) or anyio.get_current_task().has_pending_cancellation():
-                raise
-            if not isinstance(error, anyio.get_cancelled_exc_class()):
-                raise
-            # asyncio: it waited for something that was cancelled. Passed on, that would end the consumer in silence.
-            raise ClientError("the listener was cancelled, though nobody cancelled the consumer") from error
-
-    return call
+async def guarded(work: Awaitable[T]) -> T:
+    """What `work`, which calls listeners, brings; a cancellation that a listener makes up comes out as ClientError."""
+    try:
+        return await work
+    except BaseException as error:
+        if isinstance(error, Exception) or anyio.get_current_task().has_pending_cancellation():
+            raise
+        if not isinstance(error, anyio.get_cancelled_exc_class()):
+            raise
+        # asyncio: it waited for something that was cancelled. Passed on, that would end the consumer in silence.
+        raise ClientError("the listener was cancelled, though nobody cancelled the consumer") from error
 
 
 def _around(interceptor: Interceptor, listener: Listener, group: str) -> Listener:
@@ -109,7 +109,7 @@ async def heard(
 ) -> tuple[Outcome, Exception | None]:
     """What the listener returned, or what it raised; a cancellation passes."""
     try:
-        return await listener(messages), None
+        return await guarded(listener(messages)), None
     except Exception as error:  # noqa: BLE001 - whatever a listener raises is the user's
         log_failure(group, messages, error)
         return None, error

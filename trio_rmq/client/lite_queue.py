@@ -36,7 +36,7 @@ class LiteQueue:
         if generation != self.generation:
             return False
         self._waiting.extend(messages)
-        self._size_bytes += sum(len(message.stored.body) for message in messages)
+        self._size_bytes += sum(message.stored_body_size_bytes for message in messages)
         self.next_offset = next_offset
         return bool(messages) and not self.paused
 
@@ -45,7 +45,7 @@ class LiteQueue:
         if self.paused or not self._waiting:
             return []
         taken = [self._waiting.popleft() for _ in range(min(count_max, len(self._waiting)))]
-        self._size_bytes -= sum(len(message.stored.body) for message in taken)
+        self._size_bytes -= sum(message.stored_body_size_bytes for message in taken)
         self._handed = taken[-1].queue_offset + 1
         return taken
 

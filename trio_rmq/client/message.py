@@ -19,8 +19,7 @@ from trio_rmq.limits import BODY_SIZE_MAX_BYTES, PROPERTIES_SIZE_MAX_BYTES
 from trio_rmq.wire import properties as prop
 from trio_rmq.wire.groups import MessageQueue
 from trio_rmq.wire.ids import host_text
-from trio_rmq.wire.record import StoredMessage
-from trio_rmq.wire.sysflag import COMPRESSED
+from trio_rmq.wire.record import StoredMessage, decode_record, glance_records
 
 RESERVED_PROPERTIES = frozenset({
     "TRACE_ON", "MSG_REGION", "KEYS", "TAGS", "WAIT", "DELAY", "RETRY_TOPIC", "REAL_TOPIC", "REAL_QID", "TRAN_MSG",
@@ -139,23 +138,63 @@ class SendResult(msgspec.Struct, frozen=True):
 class ReceivedMessage:
     """A message as a consumer gets it.  `queue` is where it was read, `stored` the record as the broker keeps it.
 
-    `reconsume_times` is how often consuming it failed before; a consumer that retries in place counts on.  The body
-    is unpacked and the properties are read when they are asked for first.
+    `reconsume_times` is how often consuming it failed before; a consumer that retries in place counts on.  The record
+    is decoded, the body unpacked and the properties read when they are asked for first.
     """
 
-    __slots__ = ("_body", "_properties", "queue", "reconsume_times", "stored")
+    __slots__ = (
+        "_body",
+        "_properties",
+        "_record",
+        "_stored",
+        "queue",
+        "queue_offset",
+        "reconsume_times",
+        "stored_body_size_bytes",
+    )  # fmt: skip
 
     def __init__(self, queue: MessageQueue, stored: StoredMessage) -> None:
         self.queue = queue
-        self.stored = stored
+        self.queue_offset = stored.queue_offset
+        """The message's offset in its queue."""
         self.reconsume_times = stored.reconsume_times
-        self._body: bytes | None = None if stored.sys_flag & COMPRESSED else stored.body
+        self.stored_body_size_bytes = len(stored.body)
+        """Bytes of the body as the broker keeps it, maybe packed."""
+        self._stored: StoredMessage | None = stored
+        self._record: tuple[bytes, int] | None = None
+        self._body: bytes | None = None
         self._properties: Mapping[str, str] | None = None
 
     @classmethod
     def from_record(cls, stored: StoredMessage, queue: MessageQueue) -> ReceivedMessage:
         """The message in a stored record."""
         return cls(queue, stored)
+
+    @classmethod
+    def pulled(cls, queue: MessageQueue, body: bytes) -> list[ReceivedMessage]:
+        """The messages of a pull response's body; ProtocolError when it does not hold whole records and only these."""
+        messages = []
+        new = cls.__new__
+        for position, queue_offset, reconsume_times, body_size in glance_records(body):
+            message = new(cls)
+            message.queue = queue
+            message.queue_offset = queue_offset
+            message.reconsume_times = reconsume_times
+            message.stored_body_size_bytes = body_size
+            message._record = (body, position)
+            message._stored = message._body = message._properties = None
+            messages.append(message)
+        return messages
+
+    @property
+    def stored(self) -> StoredMessage:
+        """The record; ProtocolError when its topic is no UTF-8."""
+        stored = self._stored
+        if stored is None:
+            assert self._record is not None  # noqa: S101 - one of the two is there
+            stored = self._stored = decode_record(*self._record)
+            self._record = None
+        return stored
 
     def __repr__(self) -> str:
         queue = self.queue
@@ -190,11 +229,6 @@ class ReceivedMessage:
     def offset_message_id(self) -> str:
         """Store host and physical offset as hex."""
         return self.stored.offset_message_id
-
-    @property
-    def queue_offset(self) -> int:
-        """The message's offset in its queue."""
-        return self.stored.queue_offset
 
     @property
     def tags(self) -> str | None:

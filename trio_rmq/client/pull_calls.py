@@ -18,7 +18,6 @@ from trio_rmq.wire.codes import RequestCode, ResponseCode
 from trio_rmq.wire.command import Command
 from trio_rmq.wire.groups import MessageQueue
 from trio_rmq.wire.heartbeat import EXPRESSION_TAG, SubscriptionData
-from trio_rmq.wire.record import decode_records
 from trio_rmq.wire.sysflag import PULL_SUBSCRIPTION, PULL_SUSPEND
 
 
@@ -90,12 +89,9 @@ async def pull_filtered(
     told = answer.decode_header(headers.PullMessageResponseHeader)
     messages = []
     if answer.code == ResponseCode.SUCCESS:
-        wanted = set(subscription.tags_set)
-        messages = [
-            ReceivedMessage.from_record(stored, queue)
-            for stored in decode_records(answer.body)
-            if not wanted or stored.tags in wanted
-        ]
+        messages = ReceivedMessage.pulled(queue, answer.body)
+        if wanted := subscription.tags_set:
+            messages = [message for message in messages if message.stored.tags in wanted]
     status = _STATUS[ResponseCode(answer.code)]
     return PullResult(status, messages, told.next_begin_offset, told.min_offset, told.max_offset)
 

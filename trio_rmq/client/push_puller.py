@@ -24,7 +24,6 @@ from trio_rmq.wire.codes import ResponseCode
 from trio_rmq.wire.groups import MessageQueue
 from trio_rmq.wire.headers import PullMessageResponseHeader
 from trio_rmq.wire.heartbeat import EXPRESSION_TAG, SubscriptionData
-from trio_rmq.wire.record import decode_records
 
 logger = logging.getLogger(__name__)
 
@@ -139,16 +138,14 @@ class PushPuller:
             state.moved(next_offset)
             return
         wanted = subscription.tags_set if subscription.expression_type == EXPRESSION_TAG else ()
-        messages = [
-            ReceivedMessage(queue, stored)
-            for stored in decode_records(answer.body)
-            if not wanted or stored.tags in wanted
-        ]
+        messages = ReceivedMessage.pulled(queue, answer.body)
+        if wanted:
+            messages = [message for message in messages if message.stored.tags in wanted]
         now = anyio.current_time()
         counts = self._figures.of(queue.topic, now).counts
         counts.pulls += 1
         counts.pulled += len(messages)
         counts.pull_seconds += now - started
-        state.pulled([(message.stored.queue_offset, len(message.stored.body)) for message in messages], next_offset)
+        state.pulled([(message.queue_offset, message.stored_body_size_bytes) for message in messages], next_offset)
         if messages:
             self._accept(held, messages)

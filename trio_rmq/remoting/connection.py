@@ -28,7 +28,7 @@ from trio_rmq.remoting.request_table import RequestTable
 from trio_rmq.wire.command import FLAG_ONEWAY, FLAG_RESPONSE, Command, SerializeType
 from trio_rmq.wire.frame import FrameSplitter, decode_frame, encode_frame
 
-READ_BYTES = 64 * 1024
+READ_BYTES = 256 * 1024
 RESOLVED_AT_ONCE = 32
 """After so many answers their callers run, and what they send next leaves, before more answers are handed out: so the
 server works on the one while its client works on the other."""
