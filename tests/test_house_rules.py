@@ -220,6 +220,7 @@ RULES = [
             "trio_rmq/testing/faulty_disk.py": "takes a seeded generator as an argument",
             "trio_rmq/testing/world.py": "makes the seeded generators",
             "trio_rmq/testing/bit_flips.py": "makes its store from a seed",
+            "trio_rmq/testing/crash_points.py": "makes its scenario from a seed",
         },
     ),
     Rule(
@@ -310,6 +311,7 @@ RULES = [
             "trio_rmq/client/queue_reader.py": "a growing pause before a failed server is asked again",
             "trio_rmq/client/queue_writer.py": "a growing pause before a failed server is asked again",
             "trio_rmq/testing/faulty_disk.py": "the simulated latency of a sync",
+            "trio_rmq/testing/crash_points.py": "lets the background services have their turn, on virtual time",
         },
     ),
     Rule(

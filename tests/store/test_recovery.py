@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from trio_rmq.clock import use_wall_clock
 from trio_rmq.errors import StoreCorruptError, StoreError
 from trio_rmq.store.consume_queue import ENTRY, FILLER_SIZE
-from trio_rmq.store.messages import GetStatus
+from trio_rmq.store.messages import AppendStatus, GetStatus
 from trio_rmq.testing.stores import FILE_SIZE, Place, new_message, stored
 from trio_rmq.wire.hashing import tags_code
 from trio_rmq.wire.record import decode_records
@@ -210,10 +212,61 @@ async def test_damage_before_a_synced_record_is_named(place: Place) -> None:
     place.crash()
     before = place.read(LOG)
     for _ in range(2):
-        with pytest.raises(StoreCorruptError, match=f"offset {4 * size} is damaged.*checksum.*{5 * size} was synced"):
+        sentence = (
+            f"offset {4 * size} is damaged.*checksum.*{5 * size} was synced.*"
+            f"`trio-rmq store verify {re.escape(place.root)}` lists all.*copy or a replica.*`trio-rmq store rebuild`"
+        )
+        with pytest.raises(StoreCorruptError, match=sentence):
             async with place.open():
                 pytest.fail("opened")
     assert place.read(LOG) == before
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("lost", ["end of the properties", "middle of the properties", "topic"])
+async def test_a_record_torn_where_no_checksum_covers_it_is_dropped(place: Place, lost: str) -> None:
+    await fill(place, 20)
+    properties = b"" if lost == "topic" else b"TAGS\x01t0\x02city\x01Zurich\x02"
+    topic = "Tt" if lost == "topic" else "T"
+    async with place.open() as store:
+        stored(store.append([new_message(b"torn", topic=topic, properties=properties)]))
+        end = store.max_physical_offset
+    at = {"end of the properties": end - 9, "middle of the properties": end - 15, "topic": end - 3}[lost]
+    place.write(LOG, bytes(end - at) if lost == "end of the properties" else b"\0", at)
+    place.write("checkpoint", bytes(24), 0)
+    place.crash()
+    await check(place, 20)
+    assert not any(place.read(LOG)[20 * (91 + 500 + 1 + len("TAGS\x01t0")) :])
+
+
+@pytest.mark.trio
+async def test_a_synced_record_with_zero_bytes_in_its_properties_stays(place: Place) -> None:
+    """Apache's broker stores such; only what may be torn is judged by them."""
+    async with place.open() as store:
+        for n in range(3):
+            stored(store.append([new_message(b"%d" % n, properties=b"city\x01Zurich\x02")]))
+    size = 91 + 1 + 1 + len("city\x01Zurich\x02")
+    place.write(LOG, b"\0", size + size - 3)
+    checkpoint = place.read("checkpoint")
+    place.write("checkpoint", (int.from_bytes(checkpoint[:8], "big") + 1).to_bytes(8, "big"), 0)
+    place.crash()
+    async with place.open() as store:
+        assert store.max_offset("T", 0) == 3
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("together", [False, True])
+async def test_zero_bytes_in_properties_are_refused(place: Place, together: bool) -> None:
+    async with place.open() as store:
+        append = store.append_batch if together else store.append
+        good, bad = new_message(b"good"), new_message(b"bad", properties="city\x01Zur\0ich\x02")
+        results = append([good, bad])
+        assert [result.status for result in results] == [
+            AppendStatus.MESSAGE_ILLEGAL if together else AppendStatus.PUT_OK,
+            AppendStatus.MESSAGE_ILLEGAL,
+        ]
+        assert "have a zero byte" in results[1].remark
+        assert store.max_offset("T", 0) == (0 if together else 1)
 
 
 @pytest.mark.trio

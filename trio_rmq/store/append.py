@@ -123,8 +123,13 @@ class Appender:
             body = message.body
             body_size = len(body)
             queue = table.get((message.topic, message.queue_id)) or self._new_queue(message)
-            if queue is None or body_size > body_size_max or properties_size > PROPERTIES_SIZE_MAX_BYTES:
-                results.append(self._illegal(message, properties_size))
+            if (
+                queue is None
+                or body_size > body_size_max
+                or properties_size > PROPERTIES_SIZE_MAX_BYTES
+                or 0 in properties  # recovery knows a torn record by it: no checksum covers the properties
+            ):
+                results.append(self._illegal(message, properties))
                 continue
             if properties_size != queue.properties_size:
                 queue.properties_size = properties_size
@@ -290,8 +295,13 @@ class Appender:
         for message in messages:
             properties = message.properties.encode() if isinstance(message.properties, str) else message.properties
             queue = self._queues.table.get((message.topic, message.queue_id)) or self._new_queue(message)
-            if queue is None or len(message.body) > self._body_size_max or len(properties) > PROPERTIES_SIZE_MAX_BYTES:
-                refusal = self._illegal(message, len(properties))
+            if (
+                queue is None
+                or len(message.body) > self._body_size_max
+                or len(properties) > PROPERTIES_SIZE_MAX_BYTES
+                or 0 in properties
+            ):
+                refusal = self._illegal(message, properties)
                 return self._refuse_all(messages, refusal.status, refusal.remark)
             total += record_size(queue.topic_field, message.body, properties, message.born_host, self.store_host)
         if total > self._log.files.file_size:
@@ -306,12 +316,17 @@ class Appender:
             return None
         return None if message.queue_id < 0 else self._queues.make(topic, message.queue_id)
 
-    def _illegal(self, message: NewMessage, properties_size: int) -> AppendResult:
-        if properties_size > PROPERTIES_SIZE_MAX_BYTES:
+    def _illegal(self, message: NewMessage, properties: bytes) -> AppendResult:
+        if len(properties) > PROPERTIES_SIZE_MAX_BYTES:
             return AppendResult(
                 AppendStatus.PROPERTIES_SIZE_EXCEEDED,
-                remark=f"the properties have {properties_size} bytes, {PROPERTIES_SIZE_MAX_BYTES} is the most",
+                remark=f"the properties have {len(properties)} bytes, {PROPERTIES_SIZE_MAX_BYTES} is the most",
             )
+        if 0 in properties:
+            remark = (
+                "the properties have a zero byte, which no stored property may have: encode it, or put it in the body"
+            )
+            return AppendResult(AppendStatus.MESSAGE_ILLEGAL, remark=remark)
         if len(message.body) > self._body_size_max:
             remark = f"the body has {len(message.body)} bytes, maxMessageSize is {self._body_size_max}"
         else:

@@ -35,8 +35,23 @@ _RECORDS_A_SLICE = 2000
 """Records read before other tasks get their turn."""
 _ENTRIES_IN_MEMORY_MAX = 500_000
 
+TORN = "its topic or its properties have zero bytes: the crash came before all of it was on the disk"
+
 Progress = Callable[[int, int], None]
 """Called now and then with (bytes of the log read, bytes to read)."""
+
+
+def is_torn(record: CheckedRecord, synced_before_ms: int) -> bool:
+    """Whether a whole-looking record of a crashed store is the torn rest of one.
+
+    The checksum covers the body alone.  Bytes that did not reach the disk are zero, and no record that we append has
+    such in its topic or properties; one that was stored before `synced_before_ms` was synced as it is.
+    """
+    return (
+        record.kind is RecordKind.RECORD
+        and (0 in record.properties or "\0" in record.topic)
+        and record.store_timestamp_ms >= synced_before_ms
+    )
 
 
 class Recovered(msgspec.Struct, frozen=True):
@@ -192,6 +207,8 @@ class Recovery:
         total = log.files.end - begin
         records, last_time_ms, end = 0, 0, begin
         for offset, record in log.scan(begin, check_body_crc=self._check_body_crc):
+            if not clean and is_torn(record, self._checkpoint.log_time_ms):
+                record = CheckedRecord(RecordKind.BAD, record.size_bytes, reason=TORN)
             if record.kind is RecordKind.BAD:
                 if not clean:
                     await self._judge_end(offset, record)
@@ -230,10 +247,12 @@ class Recovery:
                 await trio.lowlevel.checkpoint()
                 later = self._find_record(start + extent_start, start + extent_end, offset, synced_before_ms)
                 if later is not None:
+                    root = self._checkpoint.path.rpartition("/")[0]
                     raise StoreCorruptError(
                         f"{files.path(files.locate(offset) or 0)}: the record at offset {offset} is damaged "
                         f"({bad.reason}), but the one at {later} was synced after it; starting would lose what lies "
-                        "between. Bring the file back from a copy or a replica"
+                        f"between. `trio-rmq store verify {root}` lists all damage; bring the files back from a copy "
+                        "or a replica, then `trio-rmq store rebuild` makes the queues anew"
                     )
             position = file_end
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from trio_rmq.errors import ProtocolError
 from trio_rmq.store.offline.findings import Findings
 from trio_rmq.store.offline.folder import Progress, StoreFolder
+from trio_rmq.store.recovery import TORN
 from trio_rmq.wire.ids import Host, host_text
 from trio_rmq.wire.properties import NAME_VALUE_SEPARATOR, PROPERTY_SEPARATOR
 from trio_rmq.wire.record import (
@@ -172,6 +173,10 @@ class LogCheck:
             return "the record has no store time"
         if not record.body and record.body_crc:
             return "the body's checksum is wrong"
+        if 0 in record.properties or "\0" in record.topic:  # no broker of ours writes that
+            folder = self._folder
+            if not folder.clean and record.store_timestamp_ms >= folder.checkpoint.log_time_ms:
+                return TORN
         return record
 
     def _bytes_at(self, offset: int, size: int, end: int) -> tuple[bytes, int]:
@@ -350,6 +355,8 @@ def _unlikely(record: StoredMessage) -> Iterator[str]:
     flags = record.sys_flag
     if flags & ~KNOWN_SYS_FLAGS:
         yield f"its sysFlag {flags & 0xFFFFFFFF:#x} has bits that no version knows"
+    if 0 in record.properties or "\0" in record.topic:
+        yield "its topic or its properties have zero bytes: perhaps a crash tore it"
     if flags & COMPRESSION_MASK and not flags & COMPRESSED:
         yield f"its sysFlag {flags:#x} names a compression, but not that the body is compressed"
     if record.born_timestamp_ms and abs(record.born_timestamp_ms - record.store_timestamp_ms) > TEN_YEARS_MS:

@@ -1,0 +1,1 @@
+"""The long forms of tests that break the store on purpose, each with a seed."""
