@@ -19,7 +19,7 @@ from trio_rmq.client.outgoing import Outgoing
 from trio_rmq.client.queue_choice import QueueTurns
 from trio_rmq.client.route_cache import TEMPLATE_QUEUES, TEMPLATE_TOPIC, Route, RouteCache
 from trio_rmq.client.send_interceptors import Sending, SendInterceptor, intercepted
-from trio_rmq.errors import ProtocolError, RemotingError, ResponseError, RouteNotFoundError, SendError
+from trio_rmq.errors import ConnectError, ProtocolError, RemotingError, ResponseError, RouteNotFoundError, SendError
 from trio_rmq.remoting.client import RemotingClient
 from trio_rmq.wire.codes import RequestCode, ResponseCode
 from trio_rmq.wire.command import Command
@@ -40,6 +40,10 @@ _SEND_OK = SendStatus.SEND_OK
 _json = msgspec.json.Encoder().encode
 TOPICS_REMEMBERED = 10_000
 """Most topics of which the beginning of a request is kept."""
+
+CONNECT_SHARE = 0.4
+"""Of the time left, what a try may spend on connecting while there are tries after it: an address that swallows all
+packets is given up early, since nothing was sent, and another broker has its turn."""
 
 Messages = Message | Sequence[Message]
 """What the user sends: one message, or those of a batch."""
@@ -135,6 +139,9 @@ class Sender:
                     raise RemotingError(
                         f"broker {chosen.broker_name} has no master now, says name server {route.told_by}"
                     )
+                if tries_left and not self._remoting.is_open(address):
+                    await self._connect(address, left * CONNECT_SHARE)
+                    left = min(left, began + seconds - anyio.current_time())
                 if self._interceptors:
                     result = await self._try(outgoing, message, chosen, address, left, now)
                 else:
@@ -223,6 +230,12 @@ class Sender:
         with anyio.move_on_after(seconds):
             return await self._routes.route(topic, may_create=True)
         raise RemotingError(f"no answer within {seconds:.3g} s")
+
+    async def _connect(self, address: str, seconds: float) -> None:
+        with anyio.move_on_after(seconds):
+            await self._remoting.connection(address)
+            return
+        raise ConnectError(f"no connection to {address} within {seconds:.3g} s", address=address)
 
     async def _try(
         self, outgoing: Outgoing, message: Messages, queue: MessageQueue, address: str, seconds: float, now: float
