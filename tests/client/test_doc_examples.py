@@ -14,6 +14,7 @@ from tests.client.test_pull_consumer import fill
 pytestmark = pytest.mark.anyio
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {
+    "producers.md": r"produce.*",
     "consumers-pull.md": r"(lite_)?pull.*",
     "blocking.md": r"blocking_.*",
 }
