@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "trio_rmq"
 
-GROUND = {"errors", "limits", "clock", "randomness", "config", "config_keys", "settings"}
+GROUND = {"errors", "limits", "clock", "randomness", "config", "config_keys", "settings", "shares"}
 SERVER_HALF, CLIENT_HALF = "remoting", "remoting (client half)"
 CLIENT_HALF_FILES = {"address", "client", "connection", "outgoing", "request_table", "ws_client"}
 """The modules of remoting that a client needs; they run on Trio and on asyncio."""

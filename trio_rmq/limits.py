@@ -99,3 +99,6 @@ FINDINGS_MAX = 10_000
 
 OFFLINE_BLOCKS_MAX = 4096
 """Most 4 KiB blocks of consume queues that a verification keeps: 16 MiB, however many queues there are."""
+
+QUEUE_ENTRIES_SHOWN_MAX = 10_000
+"""Most queue entries of one QUERY_CONSUME_QUEUE answer: some 1.3 MB of JSON."""

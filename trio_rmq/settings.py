@@ -86,6 +86,10 @@ class BrokerConfig(Struct, kw_only=True, rename=key_of_field):
     expect_consumer_num_use_filter: Annotated[int, Meta(ge=1, le=1_000_000)] = 32
     max_error_rate_of_bloom_filter: Annotated[int, Meta(ge=1, le=99)] = 20
     """Per cent of wrong hits in such a map."""
+    server_load_balancer_enable: bool = True
+    """Whether clients of 5.x that ask for their queues get their share; otherwise all of them."""
+    load_balance_poll_name_server_interval: Positive = 30_000
+    """Milliseconds that a topic's route is good for such shares."""
     filter_data_clean_time_span: NotNegative = 24 * 3600 * 1000
     """Milliseconds that the filter of a group without consumers is remembered."""
 

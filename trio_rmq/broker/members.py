@@ -219,6 +219,10 @@ class Members:
         """The connected producers of a group."""
         return list(self._producers.get(group, {}).values())
 
+    def all_producers(self) -> dict[str, list[Member]]:
+        """The connected producers by group."""
+        return {group: list(members.values()) for group, members in self._producers.items()}
+
     def groups_of_topic(self, topic: str) -> list[str]:
         """Connected consumer groups that subscribe to the topic."""
         return [group.name for group in self._consumers.values() if topic in group.subscriptions]

@@ -44,6 +44,15 @@ class ConsumerOffsetTable:
         """All offsets of a group in a topic, by queue id."""
         return dict(self._offsets.get(f"{topic}{SEPARATOR}{group}", {}))
 
+    def clone(self, source: str, target: str, topic: str) -> bool:
+        """Let `target` go on where `source` does in the topic, whatever it had; False when that is nowhere."""
+        queues = self._offsets.get(f"{topic}{SEPARATOR}{source}")
+        if queues is None:
+            return False
+        self._offsets[f"{topic}{SEPARATOR}{target}"] = dict(queues)
+        self.unsaved = True
+        return True
+
     def topics_of_group(self, group: str) -> list[str]:
         """Topics in which the group has committed."""
         return [key.rpartition(SEPARATOR)[0] for key in self._offsets if key.rpartition(SEPARATOR)[2] == group]

@@ -13,13 +13,17 @@ from dataclasses import dataclass
 import msgspec
 import trio
 
+from trio_rmq.broker.assignment import RequestModes, TopicQueues
 from trio_rmq.broker.consumer_filters import ConsumerFilters
 from trio_rmq.broker.groups import GroupTable
 from trio_rmq.broker.handlers.admin import BrokerAdminHandlers, GroupAdminHandlers, TopicAdminHandlers
+from trio_rmq.broker.handlers.assignment import AssignmentHandlers
 from trio_rmq.broker.handlers.cleanup import CleanupHandlers
+from trio_rmq.broker.handlers.consumers import ConsumerCallHandlers
 from trio_rmq.broker.handlers.heartbeat import HeartbeatHandlers
 from trio_rmq.broker.handlers.locks import LockHandlers
 from trio_rmq.broker.handlers.offset import OffsetHandlers
+from trio_rmq.broker.handlers.progress import ProgressHandlers
 from trio_rmq.broker.handlers.pull import PullHandlers
 from trio_rmq.broker.handlers.query import QueryHandlers
 from trio_rmq.broker.handlers.send import SendHandlers
@@ -152,6 +156,8 @@ class _Broker:
         self._filters = ConsumerFilters(config)
         self._members.on_subscribed = self._filters.subscribed
         self._members.on_deserted = self._filters.deserted
+        self._queues = TopicQueues(config)
+        self._modes = RequestModes()
         self._persistence = Persistence(
             f"{store_config.store_path_root_dir}/config",
             {
@@ -159,6 +165,7 @@ class _Broker:
                 "subscriptionGroup.json": self._groups,
                 "lmqConsumerOffset.json" if lmq_enable else "consumerOffset.json": self._offsets,
                 "consumerFilter.json": self._filters,
+                "messageRequestMode.json": self._modes,
             },
             interval_seconds=config.flush_consumer_offset_interval / 1000,
             disk=disk,
@@ -196,6 +203,21 @@ class _Broker:
         TopicAdminHandlers(self._config.broker_name, topics, store, offsets, saved).register(table)
         CleanupHandlers(topics, store, offsets, saved).register(table)
         GroupAdminHandlers(groups, offsets, saved).register(table)
+        ConsumerCallHandlers(self._config.broker_name, store, topics, self._members, offsets).register(table)
+        ProgressHandlers(
+            self._config.broker_name,
+            self._place.advertised.address,
+            store,
+            topics,
+            groups,
+            self._members,
+            offsets,
+            self._filters,
+            lambda group, topic: 0.0,
+        ).register(table)
+        AssignmentHandlers(self._config, topics, groups, self._members, self._queues, self._modes, saved).register(
+            table
+        )
         runtime = RuntimeInfo(store, self._held_pulls)
         BrokerAdminHandlers(self._config, topics, self._properties, runtime.table, self._settings_changed).register(
             table
@@ -220,6 +242,7 @@ class _Broker:
             serving_while(_remoting_client) as client,
             trio.open_nursery() as services,
         ):
+            self._queues.client = client
             services.start_soon(self._end_with_store)
             services.start_soon(self._store.run_retention)
             registration = Registration(self._config, self._topics, client, self._place.advertised)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from trio_rmq.errors import ClientError
+from trio_rmq.shares import share_averagely, share_by_circle
 from trio_rmq.wire.groups import MessageQueue
 
 VIRTUAL_NODES = 10
@@ -32,21 +33,14 @@ class Allocation(Protocol):
 
 def allocate_averagely(client_id: str, queues: Sequence[MessageQueue], client_ids: Sequence[str]) -> list[MessageQueue]:
     """Consecutive queues, as many for each as for the others, the first members having one more when they must."""
-    if client_id not in client_ids:
-        return []
-    index = client_ids.index(client_id)
-    share, rest = divmod(len(queues), len(client_ids))
-    start = index * share + min(index, rest)
-    return list(queues[start : start + share + (1 if index < rest else 0)])
+    return share_averagely(client_id, queues, client_ids)
 
 
 def allocate_averagely_by_circle(
     client_id: str, queues: Sequence[MessageQueue], client_ids: Sequence[str]
 ) -> list[MessageQueue]:
     """One queue for each member in turn, as cards are dealt."""
-    if client_id not in client_ids:
-        return []
-    return list(queues[client_ids.index(client_id) :: len(client_ids)])
+    return share_by_circle(client_id, queues, client_ids)
 
 
 class AllocateByConfig:

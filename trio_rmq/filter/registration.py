@@ -74,6 +74,11 @@ def encode_consumer_filters(filters: Mapping[str, Mapping[str, ConsumerFilterDat
     return encode_fastjson({"filterDataByTopic": topics}, pretty=True)
 
 
+def encode_consumer_filter(data: ConsumerFilterData) -> bytes:
+    """One registration as it stands in the file, for tools to show."""
+    return encode_fastjson(_fields(data), pretty=True)
+
+
 def _fields(data: ConsumerFilterData) -> dict[str, object]:
     """The fields of one registration in the file's order, the derived `dead` among them."""
     bloom = data.bloom_filter_data

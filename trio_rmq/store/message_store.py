@@ -120,13 +120,14 @@ class MessageStore:
             visible_time_ms=lambda: self._visible_time_ms,
             before_sync=None if self._index is None else self._index.flush,
         )
-        self._reader = Reader(
+        self.reader = Reader(
             self._log,
             self._queues,
             count_max=config.max_transfer_count_on_message_in_memory,
             bytes_max=config.max_transfer_bytes_on_message_in_memory,
             end=lambda: self.max_physical_offset,
         )
+        """Look-ups of single entries and records besides those below."""
         self._retention = Retention(
             disk,
             self._log,
@@ -204,7 +205,7 @@ class MessageStore:
         whose tags code is among them, `accept` those whose record it takes.  Statuses and `next_begin_offset` are
         those of RocketMQ's getMessage.
         """
-        return self._reader.get_messages(
+        return self.reader.get_messages(
             topic,
             queue_id,
             offset,
@@ -216,7 +217,7 @@ class MessageStore:
 
     def record_at(self, physical_offset: int) -> bytes | None:
         """The whole record that begins at `physical_offset`, checked; None when no visible one does."""
-        return self._reader.record_at(physical_offset)
+        return self.reader.record_at(physical_offset)
 
     async def query(self, topic: str, key: str, *, max_count: int, begin_ms: int, end_ms: int) -> QueryResult:
         """The newest messages of `topic` with this unique key or key, stored from `begin_ms` to `end_ms` (included).
@@ -245,17 +246,17 @@ class MessageStore:
 
         RocketMQ 5.x's rule: 4.9 may land inside a run of equal times and skip messages.
         """
-        return self._reader.offset_by_time(topic, queue_id, timestamp_ms)
+        return self.reader.offset_by_time(topic, queue_id, timestamp_ms)
 
     def store_time_at(self, topic: str, queue_id: int, offset: int) -> int:
         """When the message at `offset` was stored; -1 when there is none."""
-        return self._reader.store_time_at(topic, queue_id, offset)
+        return self.reader.store_time_at(topic, queue_id, offset)
 
     def earliest_store_time(self, topic: str | None = None, queue_id: int = 0) -> int:
         """When the oldest message still kept, of one queue or of the whole log, was stored; -1 for none."""
         if topic is not None:
-            return self._reader.store_time_at(topic, queue_id, self.min_offset(topic, queue_id))
-        return self._reader.store_time_of(self._log.min_offset) if self._log.position else -1
+            return self.reader.store_time_at(topic, queue_id, self.min_offset(topic, queue_id))
+        return self.reader.store_time_of(self._log.min_offset) if self._log.position else -1
 
     @property
     def min_physical_offset(self) -> int:
@@ -273,7 +274,7 @@ class MessageStore:
 
     def statistics(self) -> StoreStatistics:
         """Counters since opening, and where the store stands."""
-        reader, appender = self._reader, self._appender
+        reader, appender = self.reader, self._appender
         return StoreStatistics(
             min_physical_offset=self._log.min_offset,
             max_physical_offset=self._log.position,

@@ -188,6 +188,24 @@ class Reader:
         entries = queue.files.file_size // ENTRY_SIZE_BYTES
         return min(offset - offset % entries + entries, queue.visible)
 
+    def has_queue(self, topic: str, queue_id: int) -> bool:
+        """Whether the queue ever got a message."""
+        return (topic, queue_id) in self._queues.table
+
+    def queue_entries(
+        self, topic: str, queue_id: int, offset: int, count_max: int
+    ) -> list[tuple[int, int, int]] | None:
+        """(physical offset, size, tags code) of up to `count_max` visible entries from `offset` on.
+
+        Fewer where a file of the queue ends, fillers left out; None for no such queue or nothing at `offset`.
+        """
+        queue = self._queues.table.get((topic, queue_id))
+        if queue is None or not queue.min_offset(self._log.min_offset) <= offset < queue.visible:
+            return None
+        data = queue.read(offset, min(count_max, queue.visible - offset))
+        whole = len(data) - len(data) % ENTRY_SIZE_BYTES
+        return [entry for entry in ENTRY.iter_unpack(data[:whole]) if entry[1] != FILLER_SIZE]
+
     def record_at(self, physical_offset: int) -> bytes | None:
         """See `MessageStore.record_at`."""
         if not self._log.min_offset <= physical_offset <= self._end() - RECORD_SIZE_MIN_BYTES:

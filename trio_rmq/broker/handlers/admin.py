@@ -22,7 +22,14 @@ from trio_rmq.store.message_store import MessageStore
 from trio_rmq.wire import headers
 from trio_rmq.wire.codes import RequestCode, ResponseCode
 from trio_rmq.wire.command import Command
-from trio_rmq.wire.groups import MessageQueue, decode_group_config, encode_group_config, encode_group_table
+from trio_rmq.wire.groups import (
+    MessageQueue,
+    SubscriptionGroupConfig,
+    decode_group_config,
+    decode_group_config_list,
+    encode_group_config,
+    encode_group_table,
+)
 from trio_rmq.wire.routes import KVTable, TopicList, encode_kv_table, encode_topic_list
 from trio_rmq.wire.stats import TopicOffset, TopicStatsTable, encode_topic_stats
 from trio_rmq.wire.topics import TopicConfig, encode_data_version, encode_topic_config, encode_topic_table
@@ -171,6 +178,7 @@ class GroupAdminHandlers:
     def register(self, table: HandlerTable) -> None:
         """Put the handlers into `table`."""
         table.register(RequestCode.UPDATE_AND_CREATE_SUBSCRIPTIONGROUP, self.update_group)
+        table.register(RequestCode.UPDATE_AND_CREATE_SUBSCRIPTIONGROUP_LIST, self.update_groups)
         table.register(RequestCode.DELETE_SUBSCRIPTIONGROUP, self.delete_group)
         table.register(RequestCode.GET_ALL_SUBSCRIPTIONGROUP_CONFIG, self.all_groups)
         table.register(RequestCode.GET_SUBSCRIPTIONGROUP_CONFIG, self.group_config)
@@ -178,11 +186,19 @@ class GroupAdminHandlers:
 
     def update_group(self, session: Session, request: Command) -> Later:
         """200: make or change a group."""
-        group = decode_group_config(request.body)
-        problem = names.group_problem(group.group_name)
-        if problem is not None:
-            raise RequestError(ResponseCode.SYSTEM_ERROR, problem)
-        self._groups.update(group)
+        return self._update(request, [decode_group_config(request.body)])
+
+    def update_groups(self, session: Session, request: Command) -> Later:
+        """225 (5.x): make or change several groups; none when one has a bad name."""
+        return self._update(request, decode_group_config_list(request.body).group_config_list)
+
+    def _update(self, request: Command, groups: Sequence[SubscriptionGroupConfig]) -> Later:
+        for group in groups:
+            problem = names.group_problem(group.group_name)
+            if problem is not None:
+                raise RequestError(ResponseCode.SYSTEM_ERROR, problem)
+        for group in groups:
+            self._groups.update(group)
         return _answer_when_saved(request, self._saved)
 
     def delete_group(self, session: Session, request: Command) -> Later:
