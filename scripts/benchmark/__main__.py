@@ -1,4 +1,4 @@
-"""`scripts/bench send`, `pull`, `producer`, `store` and `all`: parses options, runs, prints."""
+"""`scripts/bench send`, `pull`, `producer`, `consumer`, `store` and `all`: parses options, runs, prints."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from benchmark.consumers import run_consumers
 from benchmark.frames import PULL_COUNT
 from benchmark.load import BenchmarkError
 from benchmark.producer import run_producers
@@ -29,6 +30,8 @@ def main(words: Sequence[str] | None = None) -> int:
             _run_all(report, options.seconds)
         elif options.command == "producer":
             run_producers(report, seconds=options.seconds, tasks=options.tasks, rounds=options.rounds)
+        elif options.command == "consumer":
+            run_consumers(report, seconds=options.seconds, messages=options.messages, rounds=options.rounds)
         elif options.command == "store":
             with TemporaryDirectory(prefix="bench-store-", dir=options.folder) as folder:
                 run_store(report, Path(folder), seconds=options.seconds, depth=options.messages, queues=options.queues)
@@ -52,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         ("send", "pipelined sends"),
         ("pull", f"pulls of {PULL_COUNT}"),
         ("producer", "our own producer beside ready-made frames, on Trio and on asyncio, and the figures to reach"),
+        ("consumer", "our own push consumer beside ready-made pulls, on Trio and on asyncio, and the figures to reach"),
         ("all", "the figures to reach"),
         ("store", "the store by itself: appends, syncs, depth and width, restarts"),
     ):
@@ -67,7 +71,10 @@ def _parser() -> argparse.ArgumentParser:
         if name == "producer":
             command.add_argument("--tasks", type=int, default=64, help="tasks that send at once (default 64)")
             command.add_argument("--rounds", type=int, default=3, help="a figure is the median of so many (default 3)")
-        if name in ("all", "store", "producer"):
+        if name == "consumer":
+            command.add_argument("--messages", type=int, default=200_000, help="the backlog (default 200,000)")
+            command.add_argument("--rounds", type=int, default=3, help="a figure is the median of so many (default 3)")
+        if name in ("all", "store", "producer", "consumer"):
             continue
         command.add_argument("--transport", choices=("tcp", "ws"), default="tcp")
         command.add_argument("--headers", choices=("JSON", "ROCKETMQ"), default="JSON", help="header encoding over TCP")
