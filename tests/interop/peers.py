@@ -23,6 +23,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 JAVA_IT = HERE / "java-it"
 CLUSTER = "DefaultCluster"
+APACHE_SERVER = "4.9.7"
+"""The version of Apache's servers unless a test says otherwise."""
 
 # Java 17 keeps these closed; Apache's store unmaps its files through them.
 JAVA_OPENS = [
@@ -101,13 +103,24 @@ def java_peer_class_path(client_version: str) -> str:
 
 
 def run_java_peer(
-    client_version: str, serialize: str, arguments: Sequence[str], *, scratch: Path, timeout_seconds: float = 120
+    client_version: str,
+    serialize: str,
+    arguments: Sequence[str],
+    *,
+    scratch: Path,
+    timeout_seconds: float = 120,
+    program: str = "interop.Peer",
+    properties: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `interop.Peer` with Apache's client and header encoding JSON or ROCKETMQ; its output is in the result."""
+    """Runs a program of ours with Apache's client and header encoding JSON or ROCKETMQ; its output is in the result.
+
+    `properties` are `name=value` of Java's system properties.
+    """
     command = [
         need("java"), "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx256m", *JAVA_OPENS,
         f"-Drocketmq.serialize.type={serialize}", f"-Duser.home={scratch}", f"-Drocketmq.client.logRoot={scratch}",
-        "-cp", java_peer_class_path(client_version), "interop.Peer", *arguments,
+        *(f"-D{text}" for text in properties),
+        "-cp", java_peer_class_path(client_version), program, *arguments,
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_seconds, check=False)
 
@@ -174,9 +187,10 @@ def _await_line(process: subprocess.Popen[str], log: Path, pattern: str, timeout
 
 @contextmanager
 def _apache(
-    name: str, main_class: str, heap_mb: int, configuration: str, address: str, scratch: Path
+    name: str, main_class: str, heap_mb: int, configuration: str, address: str, scratch: Path, version: str
 ) -> Iterator[Server]:
-    lib = jars(JAVA_IT, "pom-server.xml")
+    other = () if version == APACHE_SERVER else (f"-Dserver.version={version}",)
+    lib = jars(JAVA_IT, "pom-server.xml", *other)
     home = scratch / name
     (home / "conf").mkdir(parents=True, exist_ok=True)
     for kind in ("namesrv", "broker"):
@@ -200,19 +214,25 @@ def _apache(
 
 
 @contextmanager
-def apache_name_server(scratch: Path) -> Iterator[Server]:
-    """Apache's 4.9.7 name server on a free port."""
+def apache_name_server(scratch: Path, *, version: str = APACHE_SERVER) -> Iterator[Server]:
+    """Apache's name server on a free port."""
     (port,) = free_ports(1)
     main = "org.apache.rocketmq.namesrv.NamesrvStartup"
-    with _apache("apache-namesrv", main, 160, f"listenPort={port}\n", f"127.0.0.1:{port}", scratch) as server:
+    with _apache("apache-namesrv", main, 160, f"listenPort={port}\n", f"127.0.0.1:{port}", scratch, version) as server:
         yield server
 
 
 @contextmanager
 def apache_broker(
-    scratch: Path, namesrv: str, *, name: str = "broker-a", store: Path | None = None, **keys: object
+    scratch: Path,
+    namesrv: str,
+    *,
+    name: str = "broker-a",
+    store: Path | None = None,
+    version: str = APACHE_SERVER,
+    **keys: object,
 ) -> Iterator[Server]:
-    """Apache's 4.9.7 broker, small files, registered at `namesrv`; `keys` are configuration keys."""
+    """Apache's broker, small files, registered at `namesrv`; `keys` are configuration keys."""
     (port,) = free_ports(1)
     store = store or scratch / f"apache-store-{name}"
     configuration = f"""brokerClusterName={CLUSTER}
@@ -235,7 +255,7 @@ diskMaxUsedSpaceRatio=95
 """
     configuration += "".join(f"{key}={value}\n" for key, value in keys.items())  # the last one of a key counts
     main = "org.apache.rocketmq.broker.BrokerStartup"
-    with _apache(f"apache-{name}", main, 512, configuration, f"127.0.0.1:{port}", scratch) as server:
+    with _apache(f"apache-{name}", main, 512, configuration, f"127.0.0.1:{port}", scratch, version) as server:
         yield server
 
 

@@ -15,7 +15,7 @@ from tests.interop.peers import CLUSTER, JAVA_IT, cache_folder, our_broker, our_
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow]
 
-CAPABILITIES = ["send", "async", "oneway", "exceptions"]
+CAPABILITIES = ["send", "async", "oneway", "batch", "exceptions"]
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
