@@ -21,7 +21,12 @@ PositiveInt32 = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 _CONSUME_QUEUE_ENTRY_BYTES = 20
 
-_KEY_OF_FIELD = {"broker_ip1": "brokerIP1", "broker_ip2": "brokerIP2", "check_crc_on_recover": "checkCRCOnRecover"}
+_KEY_OF_FIELD = {
+    "broker_ip1": "brokerIP1",
+    "broker_ip2": "brokerIP2",
+    "check_crc_on_recover": "checkCRCOnRecover",
+    "check_crc_on_pull": "checkCRCOnPull",
+}
 """Fields whose key is not the plain camel case of the field."""
 
 
@@ -120,6 +125,8 @@ class MessageStoreConfig(Struct, kw_only=True, rename=key_of_field):
     sync_flush_timeout: Positive = 5000
     """Longest wait of one send for its sync before FLUSH_DISK_TIMEOUT is answered."""
     check_crc_on_recover: bool = True
+    check_crc_on_pull: bool = False
+    """Ours: whether a pull checks the bodies it serves; that costs two fifths more of a pull of 32 messages of 1 KB."""
     max_message_size: Annotated[int, Meta(ge=1, le=16 * 1024 * 1024)] = 4 * 1024 * 1024
     """Largest body."""
     max_transfer_bytes_on_message_in_memory: PositiveInt32 = 262_144

@@ -247,3 +247,19 @@ async def test_the_log_file_in_use_deleted_under_a_broker_ends_it(
             codes += [(await client.send()).code, (await client.send()).code]
             await trio.sleep(10)
     assert codes == [UNAVAILABLE, UNAVAILABLE]
+
+
+async def test_a_damaged_body_is_1_with_its_place_where_pulls_check(autojump_clock: MockClock) -> None:
+    disk = FaultyDisk()
+    async with one_broker(disk=disk, store={"check_crc_on_pull": True}) as (_, client):
+        await client.create_topic()
+        for body in (b"first", b"second", b"third"):
+            assert (await client.send(body)).code == 0
+        disk.corrupt(FIRST, disk.read_file(FIRST).index(b"second"), b"S")
+        answer = await client.pull("T", queue_offset=0)
+        assert (answer.code, answer.ext_fields()["nextBeginOffset"]) == (0, "1")
+        answer = await client.pull("T", queue_offset=1)
+        assert answer.code == ResponseCode.SYSTEM_ERROR
+        assert answer.remark is not None
+        assert "offset 1 of T-0" in answer.remark
+        assert [message.body for message in decode_records((await client.pull("T", queue_offset=2)).body)] == [b"third"]

@@ -125,6 +125,7 @@ class MessageStore:
             self._queues,
             count_max=config.max_transfer_count_on_message_in_memory,
             bytes_max=config.max_transfer_bytes_on_message_in_memory,
+            check_crc=config.check_crc_on_pull,
             end=lambda: self.max_physical_offset,
         )
         """Look-ups of single entries and records besides those below."""
@@ -203,7 +204,7 @@ class MessageStore:
 
         Both bounds are also bounded by the configuration (32 messages, 256 KiB).  `tags_codes` keeps the messages
         whose tags code is among them, `accept` those whose record it takes.  Statuses and `next_begin_offset` are
-        those of RocketMQ's getMessage.
+        those of RocketMQ's getMessage.  With checkCRCOnPull StoreCorruptError when the next message is damaged.
         """
         return self.reader.get_messages(
             topic,

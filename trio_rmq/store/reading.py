@@ -13,6 +13,7 @@ from collections.abc import Callable
 from trio_rmq.store.commit_log import CommitLog
 from trio_rmq.store.consume_queue import ENTRY, ENTRY_SIZE_BYTES, FILLER_SIZE, ConsumeQueue, ConsumeQueues
 from trio_rmq.store.messages import GetResult, GetStatus
+from trio_rmq.store.served import undamaged
 from trio_rmq.wire.record import PHYSICAL_OFFSET_AT, RECORD_SIZE_MIN_BYTES, RecordKind
 from trio_rmq.wire.sysflag import BORN_HOST_V6
 
@@ -29,8 +30,16 @@ class Reader:
     """The reading half of a store; `end` says up to which physical offset records are visible."""
 
     def __init__(
-        self, log: CommitLog, queues: ConsumeQueues, *, count_max: int, bytes_max: int, end: Callable[[], int]
+        self,
+        log: CommitLog,
+        queues: ConsumeQueues,
+        *,
+        count_max: int,
+        bytes_max: int,
+        end: Callable[[], int],
+        check_crc: bool = False,
     ) -> None:
+        self._check_crc = check_crc
         self._log = log
         self._queues = queues
         self._count_max = count_max
@@ -69,6 +78,8 @@ class Reader:
             result = GetResult(GetStatus.OFFSET_OVERFLOW_ONE, offset, begin, end)
         else:
             result = GetResult(GetStatus.OFFSET_OVERFLOW_BADLY, end, begin, end)
+        if self._check_crc and result.count:
+            result = undamaged(result, queue, offset)
         if result.count:
             self.found += 1
             self.messages += result.count

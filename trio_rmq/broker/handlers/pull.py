@@ -18,7 +18,7 @@ from trio_rmq.broker.offsets import ConsumerOffsetTable
 from trio_rmq.broker.topics import TopicTable, describe
 from trio_rmq.broker.wanted import Subscriptions, Wanted
 from trio_rmq.config import BrokerConfig
-from trio_rmq.errors import RequestError
+from trio_rmq.errors import RequestError, StoreCorruptError
 from trio_rmq.limits import PULL_SUSPEND_MAX_SECONDS
 from trio_rmq.remoting.handlers import HandlerTable, Later
 from trio_rmq.remoting.session import Session
@@ -86,15 +86,18 @@ class PullHandlers:
         return _answer(request, result, code)
 
     def _get(self, header: PullMessageRequestHeader, offset: int, wanted: Wanted) -> GetResult:
-        return self._store.get_messages(
-            header.topic,
-            header.queue_id,
-            offset,
-            max_count=header.max_msg_nums,
-            max_bytes=header.max_msg_bytes,
-            tags_codes=wanted.tags_codes,
-            accept=wanted.accept,
-        )
+        try:
+            return self._store.get_messages(
+                header.topic,
+                header.queue_id,
+                offset,
+                max_count=header.max_msg_nums,
+                max_bytes=header.max_msg_bytes,
+                tags_codes=wanted.tags_codes,
+                accept=wanted.accept,
+            )
+        except StoreCorruptError as error:  # checkCRCOnPull: the group must not get past it unseen
+            raise RequestError(ResponseCode.SYSTEM_ERROR, str(error)) from error
 
     def _hold(
         self,
@@ -116,9 +119,9 @@ class PullHandlers:
                     arrived = await self._held_pulls.wait_arrival(topic, queue_id, wanted.tags_codes, left)
                 try:
                     wanted_now = self._check(session, header)
+                    result = self._get(header, position, wanted_now)
                 except RequestError as error:
                     return [request.reply(error.response_code, remark=error.remark)]
-                result = self._get(header, position, wanted_now)
                 missed = wanted_now.accept is not None and result.status is GetStatus.NO_MATCHED_MESSAGE
                 if missed and arrived and trio.current_time() < until:
                     # Nothing for this filter: go on waiting behind it.  Tags need no such look, they wake nobody else.
