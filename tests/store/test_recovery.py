@@ -319,6 +319,22 @@ async def test_queues_that_begin_late_are_made_with_fillers(place: Place) -> Non
 
 
 @pytest.mark.trio
+async def test_a_queue_that_lost_its_first_files_in_a_recovery_begins_where_the_log_does(place: Place) -> None:
+    """The log begins late, so the queues begin with fillers; power failed before the first file's name was synced."""
+    await fill(place, 200)
+    place.disk.unlink(f"{place.root}/{LOG}")
+    first = -(-FILE_SIZE // (91 + 500 + 1 + len("TAGS\x01t0"))) - 1  # messages in the first file
+    oldest = len([n for n in range(first) if n % 3 == 0])
+    place.disk.unlink(f"{place.root}/consumequeue/T/0/00000000000000000000")
+    place.write("checkpoint", bytes(4096))
+    place.crash()
+    async with place.open() as store:
+        assert (store.min_offset("T", 0), store.max_offset("T", 0)) == (oldest, 67)
+        answer = store.get_messages("T", 0, oldest, max_count=32)
+        assert [record.queue_offset for record in decode_records(answer.body)] == [*range(oldest, oldest + 32)]
+
+
+@pytest.mark.trio
 async def test_without_a_log_the_queues_go(place: Place) -> None:
     await fill(place, 200)
     for name in place.disk.list_directory(f"{place.root}/commitlog"):

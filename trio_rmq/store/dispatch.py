@@ -136,6 +136,9 @@ class Dispatcher:
                 _log.warning(
                     "queue %s goes from offset %d to %d in the log: what was between is gone", name, expected, offset
                 )
+        elif queue.last_record() is None:  # a crash took the names of its first files, and recovery emptied the others
+            if not self._from_start:
+                raise MissingEntriesError(name)
         elif offset == 0:
             _log.warning("queue %s begins again in the log: its topic was deleted and made anew", name)
         else:

@@ -1,8 +1,7 @@
 """The message store: the one object that the broker appends to and reads from.
 
-It joins the parts - log, queues, flush services, recovery - and owns their order: lock, recover, mark as running,
-serve, and at the end sync, write the checkpoint, remove the mark.  Everything that only computes or writes is a plain
-function; only waiting for a sync is async.
+It joins the parts - log, queues, flush services, recovery - and owns their order: lock, recover, mark, serve,
+at the end sync, write the checkpoint, remove the mark.  Only waiting for a sync is async, all else plain functions.
 
 Promises: what `append` returned with PUT_OK is written and survives the death of the process; after `wait_durable` it
 survives a power loss.  Under SYNC_FLUSH a record becomes visible to readers after its sync, else after its write.
