@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from trio_rmq.wire.command import FLAG_RESPONSE, Command, SerializeType
 from trio_rmq.wire.frame import encode_frame
 from trio_rmq.wire.headers import SendMessageResponseHeader
+from trio_rmq.wire.ids import NO_HOST, Host, encode_offset_id
 from trio_rmq.wire.send_reply import SendReplyEncoder
 
 EXT = {"MSG_REGION": "Region %d of 7654321", "TRACE_ON": "true"}
@@ -17,18 +18,27 @@ EXT = {"MSG_REGION": "Region %d of 7654321", "TRACE_ON": "true"}
 @pytest.mark.parametrize("serialize_type", [SerializeType.JSON, SerializeType.ROCKETMQ])
 @given(
     opaque=st.integers(-(2**31), 2**31 - 1),
-    msg_id=st.text("0123456789ABCDEF,", min_size=1, max_size=200),
+    physical_offset=st.integers(0, 2**63 - 1),
+    store_host=st.tuples(
+        st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16), st.integers(1, 65535)
+    ),
     queue_id=st.integers(0, 2**31 - 1),
     queue_offset=st.integers(0, 2**63 - 1),
 )
 def test_bytes_are_those_of_the_command(
-    serialize_type: SerializeType, opaque: int, msg_id: str, queue_id: int, queue_offset: int
+    serialize_type: SerializeType,
+    opaque: int,
+    physical_offset: int,
+    store_host: Host,
+    queue_id: int,
+    queue_offset: int,
 ) -> None:
+    msg_id = encode_offset_id(store_host, physical_offset)
     header = SendMessageResponseHeader(msg_id=msg_id, queue_id=queue_id, queue_offset=queue_offset)
     reply = Command(0, header=header, ext=EXT, flag=FLAG_RESPONSE, opaque=opaque, serialize_type=serialize_type)
-    encoded = SendReplyEncoder(EXT).encode(serialize_type, opaque, msg_id, queue_id, queue_offset)
+    encoded = SendReplyEncoder(store_host, EXT).encode(serialize_type, opaque, physical_offset, queue_id, queue_offset)
     assert encoded == encode_frame(reply)
 
 
 def test_cbor_has_no_frames() -> None:
-    assert SendReplyEncoder(EXT).encode(SerializeType.CBOR, 1, "A", 0, 0) is None
+    assert SendReplyEncoder(NO_HOST, EXT).encode(SerializeType.CBOR, 1, 0, 0, 0) is None

@@ -26,9 +26,11 @@ _UNIQUE_KEY_MARK = b"\x02%b\x01" % _UNIQUE_KEY
 _KEYS_MARK = b"\x02%b\x01" % _KEYS
 _UNIQUE_KEY_START = _UNIQUE_KEY_MARK[1:]
 _UNIQUE_KEY_TEXT = f"{UNIQUE_KEY}\x01"
+_UNIQUE_KEY_AT = len(_UNIQUE_KEY_TEXT)
 _KEYS_TEXT = f"{KEYS}\x01"
 _KEYS_START = _KEYS_MARK[1:]
 _PROPERTY_END = 2
+_PROPERTY_END_TEXT = "\x02"
 _CHUNK_KEYS = 4096
 _PUT_OK = AppendStatus.PUT_OK
 _SEPARATOR = KEY_SEPARATOR.encode()
@@ -37,6 +39,7 @@ _HEAD = struct.Struct(">ii20xqi16xq20xi")
 """Of a V1 record with IPv4 hosts: size, magic, physical offset, sysFlag, store time, body size."""
 
 _TAIL_UNITS = 4
+_ONLY_KEY_END_MIN = _UNIQUE_KEY_AT + _TAIL_UNITS
 _TAIL_POWER: int = 31**_TAIL_UNITS
 _ODD_FLAGS = _HOSTS_V6 | TRANSACTION_MASK
 
@@ -142,33 +145,35 @@ def take_appended(stored: Iterable[tuple[NewMessage, AppendResult]], pending: Pe
     """
     done = 0
     last_topic, last_head, moved = "", "", 0
+    add_hash, add_offset, add_time = pending.hashes.append, pending.offsets.append, pending.times_ms.append
     for message, result in stored:
         if result.status is not _PUT_OK:
             continue
         if message.sys_flag & TRANSACTION_MASK:
             break
-        offset, time_ms = result.physical_offset, result.store_timestamp_ms
-        key = _only_key(message.properties)
-        if key is None:
-            for word in keys_of(_as_bytes(message.properties)):
-                pending.add(key_hash(message.topic.encode(), word), offset, time_ms)
-        else:
-            head = key[:-_TAIL_UNITS]
-            if head != last_head or message.topic != last_topic:  # the ids of one client differ in their tails only
+        offset, time_ms, properties = result.physical_offset, result.store_timestamp_ms, message.properties
+        # Nearly all have their unique key at the start, no other, and differ from the one before in its tail only.
+        if (
+            isinstance(properties, str)
+            and (end := properties.find(_PROPERTY_END_TEXT)) >= _ONLY_KEY_END_MIN
+            and properties.startswith(_UNIQUE_KEY_TEXT)
+            and properties.isascii()
+            and _KEYS_TEXT not in properties
+            and _UNIQUE_KEY_TEXT not in properties[end:]
+        ):
+            tail_at = end - _TAIL_UNITS
+            head = properties[_UNIQUE_KEY_AT:tail_at]
+            if head != last_head or message.topic != last_topic:
                 last_topic, last_head = message.topic, head
                 moved = _head_hash(last_topic.encode(), head.encode())
-            pending.add(_joined_hash(moved, key[-_TAIL_UNITS:].encode()), offset, time_ms)
+            add_hash(_joined_hash(moved, properties[tail_at:end].encode()))
+            add_offset(offset)
+            add_time(time_ms)
+        else:
+            for word in keys_of(_as_bytes(properties)):
+                pending.add(key_hash(message.topic.encode(), word), offset, time_ms)
         done = offset + result.size_bytes
     return done
-
-
-def _only_key(properties: str | bytes) -> str | None:
-    """The unique key where it is the only key, at the start and ASCII, as nearly all messages have it; else None."""
-    if isinstance(properties, bytes) or not properties.startswith(_UNIQUE_KEY_TEXT) or _KEYS_TEXT in properties:
-        return None
-    end = properties.find("\x02")
-    key = properties[len(_UNIQUE_KEY_TEXT) : end if end >= 0 else None]
-    return key if len(key) >= _TAIL_UNITS and key.isascii() and _UNIQUE_KEY_TEXT not in properties[end:] else None
 
 
 def _as_bytes(properties: str | bytes) -> bytes:

@@ -99,9 +99,8 @@ class SendHandlers:
         self._topics = topics
         self._groups = groups
         self._store_host = store_host
-        self._id_prefix = encode_offset_id(store_host, 0)[:-16]
         self._answer_ext = {"MSG_REGION": config.region_id, "TRACE_ON": "true" if config.trace_on else "false"}
-        self._encode_reply = SendReplyEncoder(self._answer_ext).encode
+        self._encode_reply = SendReplyEncoder(store_host, self._answer_ext).encode
         self._body_size_max = body_size_max_bytes
         self._max_delay_level = max_delay_level
         self._cluster_property = f"{prop.CLUSTER}{prop.NAME_VALUE_SEPARATOR}{config.broker_cluster_name}"
@@ -171,7 +170,7 @@ class SendHandlers:
         if not messages:
             return 0
         waits = self._store.sync_flush
-        id_prefix, ext, encode = self._id_prefix, self._answer_ext, self._encode_reply
+        encode = self._encode_reply
         results = self._store.append(messages)
         for request, message, result in zip(requests, messages, results, strict=True):
             if request.flag & FLAG_ONEWAY:
@@ -179,12 +178,11 @@ class SendHandlers:
             if result.status is not _PUT_OK:
                 replies.append(self._reply(request, message.queue_id, [result]))
                 continue
-            msg_id = f"{id_prefix}{result.physical_offset:016X}"
-            queue_id, queue_offset = message.queue_id, result.queue_offset
-            answer: Reply | None = encode(request.serialize_type, request.opaque, msg_id, queue_id, queue_offset)
+            answer: Reply | None = encode(
+                request.serialize_type, request.opaque, result.physical_offset, message.queue_id, result.queue_offset
+            )
             if answer is None:
-                header = SendMessageResponseHeader(msg_id=msg_id, queue_id=queue_id, queue_offset=queue_offset)
-                answer = request.reply(0, header=header, ext=ext)
+                answer = self._reply(request, message.queue_id, [result])
             if waits and message.wait_for_store:
                 synced.append((request, answer))
             else:
@@ -221,11 +219,10 @@ class SendHandlers:
 
     def _topic(self, session: Session, header: SendHeader) -> TopicConfig:
         """The topic that may be sent to, made on first use; RequestError says why not."""
-        name = header.topic
+        name, queue_id = header.topic, header.queue_id
         topic = self._topics.get(name)
         if topic is None or self._checked.get(name) is not topic:
             topic = self._checked[name] = self._checked_topic(session, header, topic)
-        queue_id = header.queue_id
         if queue_id >= topic.write_queue_nums and queue_id >= topic.read_queue_nums:
             raise RequestError(
                 ResponseCode.SYSTEM_ERROR,
