@@ -12,6 +12,7 @@ from trio_rmq.wire.headers import SendMessageResponseHeader
 from trio_rmq.wire.ids import NO_HOST, Host, encode_offset_id
 from trio_rmq.wire.send_reply import SendReplyEncoder
 
+HOST_ADDRESSES = st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16)
 EXT = {"MSG_REGION": "Region %d of 7654321", "TRACE_ON": "true"}
 
 
