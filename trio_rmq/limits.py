@@ -19,6 +19,10 @@ CONNECTIONS_MAX = 20_000
 REQUESTS_IN_FLIGHT_MAX = 16_384
 """Most unanswered requests of one connection, held pulls not counted; RocketMQ's client stops at 65,535 a process."""
 
+IN_FLIGHT_BYTES_PAUSE = 32 * 1024 * 1024
+"""Above so many bytes of requests that wait for the disk nothing further of their connection is read: more than a disk
+takes in one sync of 4 ms, so that a single producer can still keep it busy."""
+
 HELD_PULLS_MAX = 100_000
 """Most held pulls of one broker (RocketMQ: maxPopPollingSize bounds only pop); each takes about 2 KB."""
 

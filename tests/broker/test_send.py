@@ -8,13 +8,19 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.broker.running import one_broker, send_header
-from trio_rmq.errors import StoreFailedError
+from tests.broker.running import BROKER, CLIENT, Client, broker_config, broker_in, one_broker, send_header
+from trio_rmq.broker.server import serve_broker
+from trio_rmq.errors import ConfigError, StoreFailedError
+from trio_rmq.limits import REQUESTS_IN_FLIGHT_MAX
+from trio_rmq.remoting.client import RemotingClient
 from trio_rmq.testing.faulty_disk import FaultyDisk
+from trio_rmq.testing.stores import small_config
+from trio_rmq.testing.world import open_world
 from trio_rmq.wire import headers
 from trio_rmq.wire.batch import BatchItem, encode_batch
 from trio_rmq.wire.codes import RequestCode, ResponseCode
 from trio_rmq.wire.command import Command
+from trio_rmq.wire.ids import decode_offset_id, host_text
 
 pytestmark = pytest.mark.trio
 
@@ -418,3 +424,53 @@ async def test_under_sync_flush_only_who_wants_it_waits(autojump_clock: MockCloc
                 nursery.start_soon(ask, command)
         assert seconds[0] < 1
         assert 5 <= seconds[1] < 11
+
+
+async def test_a_flood_of_waiting_sends_is_slowed_down_and_none_is_refused(autojump_clock: MockClock) -> None:
+    """Answer 2 ends a send for 4.9 and Go clients: while the disk is slow, reading stops instead."""
+    disk = FaultyDisk()
+    async with one_broker(disk=disk, store={"flush_disk_type": "SYNC_FLUSH"}) as (_, client):
+        await client.create_topic()
+        disk.latency = lambda: 0.05
+        header = send_header()
+        count = REQUESTS_IN_FLIGHT_MAX + 4_000
+        commands = [Command(RequestCode.SEND_MESSAGE_V2, header, body=b"x") for _ in range(count)]
+        answers = await client.ask_many(commands)
+        assert {answer.code for answer in answers} == {0}
+        assert len({answer.ext_fields()["queueOffset"] for answer in answers}) == count
+
+
+# -- the store host -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["", "ws://"], ids=["tcp", "websocket"])
+@pytest.mark.parametrize("told", ["10.0.0.77", "broker.example"], ids=["address", "name"])
+async def test_ids_and_records_name_brokerip1_resolved_once_and_the_real_port(
+    autojump_clock: MockClock, scheme: str, told: str
+) -> None:
+    async with open_world() as world:
+        world.network.name("broker.example", "10.0.0.77")
+        async with broker_in(world, broker_ip1=told, listen_port=0) as running:
+            world.network.name("broker.example", "10.0.0.99")
+            advertised, _, port = running.ready.address.rpartition(":")
+            assert advertised == told
+            assert int(port) > 0
+            with world.node(CLIENT):
+                async with RemotingClient() as remoting:
+                    client = Client(remoting, f"{BROKER}:{port}")
+                    await client.create_topic()
+                    header = send_header()
+                    answer = await remoting.request(
+                        f"{scheme}{BROKER}:{port}", Command(RequestCode.SEND_MESSAGE_V2, header, body=b"x")
+                    )
+                    host, offset = decode_offset_id(answer.ext_fields()["msgId"])
+                    assert (host_text(host), offset) == (f"10.0.0.77:{port}", 0)
+                    (message,) = await client.stored()
+                    assert message.store_host == host
+                    assert host_text(message.born_host).startswith(f"{CLIENT}:")
+
+
+async def test_a_name_that_does_not_resolve_stops_the_start(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        with world.node(BROKER), pytest.raises(ConfigError, match=r"brokerIP1=no\.such does not resolve .*: use an"):
+            await serve_broker(broker_config(broker_ip1="no.such"), small_config("store"), disk=FaultyDisk())

@@ -64,7 +64,14 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         apache_name_server(scratch, version=name) as namesrv,
         apache_broker(scratch, namesrv.address, version=name),
     ):
+        anyio.run(registered, namesrv.address)
         yield Place(name, namesrv.address, scratch)
+
+
+async def registered(name_server: str) -> None:
+    """Return when the broker has told the name server of itself: Apache's says that it is up before."""
+    async with Producer(name_servers=name_server) as producer:
+        await known_queues(producer, "TBW102")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -24,6 +25,7 @@ from tests.remoting.conftest import (
 )
 from tests.remoting.raw import RawClient, connect, start_server
 from trio_rmq.errors import ConnectionLostError, ListenError, RequestTimeoutError
+from trio_rmq.remoting.client import open_connection
 from trio_rmq.remoting.handlers import HandlerTable
 from trio_rmq.remoting.listener import serve_remoting
 from trio_rmq.remoting.session import Session
@@ -221,6 +223,33 @@ class TestBounds:
         assert {answer.opaque for answer in released} == {1, 2, *range(10, 20)}
         await client.send(Command(HOLD, opaque=30))
         assert (await client.receive()).code == 0
+
+    @pytest.mark.parametrize("websocket", [False, True], ids=["tcp", "websocket"])
+    @pytest.mark.parametrize("by", ["count", "bytes"])
+    async def test_nothing_is_read_while_too_much_is_in_flight(
+        self, nursery: trio.Nursery, desk: Desk, by: str, websocket: bool
+    ) -> None:
+        settings = RemotingSettings(requests_in_flight_max=4, in_flight_bytes_pause=1000)
+        address = await start_server(nursery, desk.table(), settings=settings)
+        prefix = "ws://" if websocket else ""
+        async with open_connection(f"{prefix}{address}") as connection, trio.open_nursery() as inner:
+            held = [Command(HOLD, body=b"x")] * 3 if by == "count" else [Command(HOLD, body=bytes(1001))]
+            results: list[Command] = []
+
+            async def ask(command: Command) -> None:
+                results.append(await connection.request(command, 1000))
+
+            for command in held:
+                inner.start_soon(ask, msgspec.structs.replace(command))
+            while desk.held < len(held):
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            inner.start_soon(ask, Command(ECHO, body=b"afterwards"))
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert desk.seen == []
+            assert results == []
+            desk.release.set()
+        assert [answer.code for answer in results] == [0] * (len(held) + 1)
+        assert len(desk.seen) == 1
 
     async def test_connections(self, nursery: trio.Nursery, desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
         address = await start_server(nursery, desk.table(), settings=RemotingSettings(connections_max=2))

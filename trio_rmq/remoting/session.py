@@ -8,10 +8,14 @@ Writing: exactly one task writes at a time (`_writing`).  The reading task write
 queued; what it cannot hand to the system at once, and everything that other tasks produce meanwhile, is queued and
 leaves in joined writes by one task that ends when the queue is empty.  An idle connection is one task.
 
-Bounds (see `limits`): with more than `outgoing_bytes_pause` unwritten nothing further is read; with more than
-`outgoing_bytes_max`, or when the peer takes no byte for `write_stall_seconds`, the connection is dropped; requests over
-`requests_in_flight_max` are answered SYSTEM_BUSY unhandled.  A write only notes its time: the listener's watch, armed
-by the first write it does not know of, compares it - a cancel scope for every write would cost as much as the write.
+Bounds (see `limits`): with more than `outgoing_bytes_pause` unwritten, or with requests in flight - they wait for the
+disk - of more than `in_flight_bytes_pause` or half of `requests_in_flight_max`, nothing further is read, so that the
+peer's own writes come to a stop; with more than `outgoing_bytes_max`, or when the peer takes no byte for
+`write_stall_seconds`, the connection is dropped.  Only requests over `requests_in_flight_max` that came in one read are
+answered SYSTEM_BUSY unhandled: clients give up on that answer.
+
+A write only notes its time: the listener's watch, armed by the first write it does not know of, compares it - a cancel
+scope for every write would cost as much as the write.
 
 This is the one place that catches `Exception`: a defect in a handler costs its request SYSTEM_ERROR and a traceback in
 the log, never the connection or its neighbours.
@@ -60,6 +64,8 @@ class Session(ABC):
         "__weakref__",
         "_handlers",
         "_in_flight",
+        "_in_flight_bytes",
+        "_in_flight_fell",
         "_nursery",
         "_on_close",
         "_on_open",
@@ -103,6 +109,8 @@ class Session(ABC):
         self._on_close = on_close
         self._requests = RequestTable(self.peer, limits.CLIENT_REQUESTS_MAX)
         self._in_flight = 0
+        self._in_flight_bytes = 0
+        self._in_flight_fell: trio.Event | None = None
         self._outgoing: deque[bytes] = deque()
         self._outgoing_bytes = 0
         self._writing = False
@@ -306,11 +314,27 @@ class Session(ABC):
 
     def _start_later(self, later: Later, answers: Sequence[Command]) -> None:
         assert self._nursery is not None  # noqa: S101 - handlers run inside the session's nursery
+        size = 0
         if not later.held:
+            size = sum([len(command.body) for command in answers])
             self._in_flight += len(answers)
-        self._nursery.start_soon(self._run_later, later, answers)
+            self._in_flight_bytes += size
+        self._nursery.start_soon(self._run_later, later, answers, size)
 
-    async def _run_later(self, later: Later, answers: Sequence[Command]) -> None:
+    def _is_loaded(self) -> bool:
+        settings = self._settings
+        return (
+            self._in_flight > settings.requests_in_flight_max // 2
+            or self._in_flight_bytes > settings.in_flight_bytes_pause
+        )
+
+    async def _wait_in_flight(self) -> None:
+        """For the reading task, after each chunk: read on when no more than the bounds is in flight."""
+        while self._in_flight and self._is_loaded():
+            self._in_flight_fell = trio.Event()
+            await self._in_flight_fell.wait()
+
+    async def _run_later(self, later: Later, answers: Sequence[Command], size: int) -> None:
         replies: list[Reply] = []
         try:
             replies.extend(await later.run())
@@ -319,6 +343,10 @@ class Session(ABC):
         finally:
             if not later.held:
                 self._in_flight -= len(answers)
+                self._in_flight_bytes -= size
+                if self._in_flight_fell is not None:
+                    self._in_flight_fell.set()
+                    self._in_flight_fell = None
         if len(answers) == 1 and answers[0].flag & FLAG_ONEWAY:
             replies.clear()
         if not replies or self.closed:

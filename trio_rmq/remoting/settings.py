@@ -15,6 +15,7 @@ class RemotingSettings:
 
     connections_max: int = limits.CONNECTIONS_MAX
     requests_in_flight_max: int = limits.REQUESTS_IN_FLIGHT_MAX
+    in_flight_bytes_pause: int = limits.IN_FLIGHT_BYTES_PAUSE
     outgoing_bytes_pause: int = limits.OUTGOING_BYTES_PAUSE
     outgoing_bytes_max: int = limits.OUTGOING_BYTES_MAX
     write_stall_seconds: float = limits.WRITE_STALL_SECONDS

@@ -67,6 +67,8 @@ class TcpSession(Session):
                     replies = self._handle(commands)
                     if replies:
                         await self._reply(replies)
+                    if self._in_flight:
+                        await self._wait_in_flight()
                     if splitter.failure is not None:
                         raise splitter.failure
                 elif len(data) >= ACTIVE_READ_BYTES:

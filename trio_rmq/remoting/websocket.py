@@ -186,6 +186,8 @@ class WebSocketSession(Session):
             replies = self._handle(commands)
             if replies:
                 await self._reply(replies)
+            if self._in_flight:
+                await self._wait_in_flight()
 
     async def _refuse_message(self, websocket: WebSocketConnection, code: int, reason: str) -> None:
         logger.warning("connection with %s: closed, %s", self.peer, reason)
