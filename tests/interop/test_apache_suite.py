@@ -15,7 +15,9 @@ from tests.interop.peers import CLUSTER, JAVA_IT, cache_folder, our_broker, our_
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow]
 
-CAPABILITIES = ["send", "async", "oneway", "batch", "exceptions"]
+CAPABILITIES = [
+    "send", "async", "oneway", "batch", "exceptions", "order", "tag-filter", "sql-filter", "broadcast", "rebalance",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
