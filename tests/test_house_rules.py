@@ -297,6 +297,7 @@ RULES = [
         {
             "trio_rmq/broker/server.py": "once, after the store failed: senders get their refusals before it ends",
             "trio_rmq/broker/members.py": "until the first client can have expired; an event when there is none",
+            "trio_rmq/broker/stats.py": "between samples: rates need a look at fixed times",
             "trio_rmq/namesrv/liveness.py": "until the first broker can have expired; an event when there is none",
             "trio_rmq/remoting/listener.py": "until the first connection can be idle; and when out of file handles",
             "trio_rmq/store/flush.py": "asynchronous flush gathers writes for an interval after the first",

@@ -106,3 +106,6 @@ OFFLINE_BLOCKS_MAX = 4096
 
 QUEUE_ENTRIES_SHOWN_MAX = 10_000
 """Most queue entries of one QUERY_CONSUME_QUEUE answer: some 1.3 MB of JSON."""
+
+STATS_KEYS_MAX = 200_000
+"""Most pairs of topic and group whose gets are counted: some 60 MB; further ones are served, but have no rate."""

@@ -6,6 +6,7 @@ Only figures that are kept are told; names and forms are RocketMQ's (BrokerStats
 from __future__ import annotations
 
 from trio_rmq.broker.long_polling import HeldPulls
+from trio_rmq.broker.stats import BrokerStats
 from trio_rmq.clock import wall_ms
 from trio_rmq.store.message_store import MessageStore
 from trio_rmq.wire.command import PROTOCOL_VERSION
@@ -17,9 +18,10 @@ _GIB = 1024**3
 class RuntimeInfo:
     """Makes the table; `boot_timestamp_ms` is when the broker began."""
 
-    def __init__(self, store: MessageStore, held_pulls: HeldPulls) -> None:
+    def __init__(self, store: MessageStore, held_pulls: HeldPulls, stats: BrokerStats) -> None:
         self._store = store
         self._held_pulls = held_pulls
+        self._stats = stats
         self._boot_timestamp_ms = wall_ms()
 
     def table(self) -> dict[str, str]:
@@ -48,25 +50,23 @@ class RuntimeInfo:
             "putMessageSizeTotal": str(statistics.bytes_appended),
             "putMessageAverageSize": f"{statistics.bytes_appended / appended:.1f}" if appended else "0.0",
             "msgPutTotalTodayNow": str(appended),
-            "msgPutTotalTodayMorning": "0",
-            "msgPutTotalYesterdayMorning": "0",
+            "msgPutTotalTodayMorning": str(self._stats.put_total_mornings[1]),
+            "msgPutTotalYesterdayMorning": str(self._stats.put_total_mornings[0]),
             "msgGetTotalTodayNow": str(statistics.messages_read),
-            "msgGetTotalTodayMorning": "0",
-            "msgGetTotalYesterdayMorning": "0",
-            "putTps": _rate(appended, seconds),
-            "getTotalTps": _rate(statistics.reads_found + statistics.reads_missed, seconds),
-            "getFoundTps": _rate(statistics.reads_found, seconds),
-            "getMissTps": _rate(statistics.reads_missed, seconds),
-            "getTransferedTps": _rate(statistics.messages_read, seconds),
-            "getTransferredTps": _rate(statistics.messages_read, seconds),
+            "msgGetTotalTodayMorning": str(self._stats.get_total_mornings[1]),
+            "msgGetTotalYesterdayMorning": str(self._stats.get_total_mornings[0]),
+            "putTps": self._stats.rates("appended"),
+            "getTotalTps": self._stats.rates("asked"),
+            "getFoundTps": self._stats.rates("found"),
+            "getMissTps": self._stats.rates("missed"),
+            "getTransferedTps": self._stats.rates("read"),
+            "getTransferredTps": self._stats.rates("read"),
             "pageCacheLockTimeMills": "0",
             "sendThreadPoolQueueSize": "0",
             "pullThreadPoolQueueSize": str(self._held_pulls.held),
             "queryThreadPoolQueueSize": "0",
+            "EndTransactionQueueSize": "0",
+            "sendThreadPoolQueueHeadWaitTimeMills": "0",
+            "pullThreadPoolQueueHeadWaitTimeMills": "0",
+            "queryThreadPoolQueueHeadWaitTimeMills": "0",
         }
-
-
-def _rate(count: int, seconds: int) -> str:
-    """Three means as RocketMQ prints them (10 s, 1 min, 10 min there; here all over the time since the start)."""
-    mean = f"{count / max(seconds, 1):.1f}"
-    return f"{mean} {mean} {mean}"

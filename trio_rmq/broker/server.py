@@ -27,6 +27,7 @@ from trio_rmq.broker.handlers.progress import ProgressHandlers
 from trio_rmq.broker.handlers.pull import PullHandlers
 from trio_rmq.broker.handlers.query import QueryHandlers
 from trio_rmq.broker.handlers.send import SendHandlers
+from trio_rmq.broker.handlers.stats import StatsHandlers
 from trio_rmq.broker.locks import QueueLocks
 from trio_rmq.broker.long_polling import HeldPulls
 from trio_rmq.broker.members import Members
@@ -34,6 +35,7 @@ from trio_rmq.broker.offsets import ConsumerOffsetTable
 from trio_rmq.broker.persistence import Persistence
 from trio_rmq.broker.registration import Advertised, Registration
 from trio_rmq.broker.runtime import RuntimeInfo
+from trio_rmq.broker.stats import BrokerStats
 from trio_rmq.broker.topics import TopicTable
 from trio_rmq.broker.wanted import Subscriptions
 from trio_rmq.config import BrokerConfig, MessageStoreConfig, RemotingConfig
@@ -58,6 +60,8 @@ FAST_PORT_DISTANCE = 2
 """The second listener is this far below listenPort: Java clients up to 4.4.0 send there by default."""
 FAILURE_GRACE_SECONDS = 1.0
 """From the store's failure to the broker's end: time for the answers that say so."""
+_SHOWN_ANYWAY = {"filterServerNums": "0", "slaveReadEnable": "false", "useTLS": "false"}
+"""What mqadmin's exportConfigs must find among the settings, and what is so here while there is no such setting."""
 HA_PORT_DISTANCE = 1
 """Where slaves would connect: announced, as RocketMQ does."""
 
@@ -157,6 +161,7 @@ class _Broker:
         self._members.on_subscribed = self._filters.subscribed
         self._members.on_deserted = self._filters.deserted
         self._queues = TopicQueues(config)
+        self._stats = BrokerStats(store, config.broker_cluster_name)
         self._modes = RequestModes()
         self._persistence = Persistence(
             f"{store_config.store_path_root_dir}/config",
@@ -194,7 +199,9 @@ class _Broker:
             max_delay_level=delay_levels,
         ).register(table)
         subscriptions = Subscriptions(self._config, self._members, self._filters)
-        PullHandlers(self._config, store, topics, groups, subscriptions, offsets, self._held_pulls).register(table)
+        PullHandlers(
+            self._config, store, topics, groups, subscriptions, offsets, self._held_pulls, self._stats
+        ).register(table)
         OffsetHandlers(store, offsets).register(table)
         HeartbeatHandlers(self._config, self._members, topics, groups).register(table)
         LockHandlers(QueueLocks()).register(table)
@@ -213,12 +220,13 @@ class _Broker:
             self._members,
             offsets,
             self._filters,
-            lambda group, topic: 0.0,
+            self._stats.get_rate,
         ).register(table)
         AssignmentHandlers(self._config, topics, groups, self._members, self._queues, self._modes, saved).register(
             table
         )
-        runtime = RuntimeInfo(store, self._held_pulls)
+        StatsHandlers(self._stats).register(table)
+        runtime = RuntimeInfo(store, self._held_pulls, self._stats)
         BrokerAdminHandlers(self._config, topics, self._properties, runtime.table, self._settings_changed).register(
             table
         )
@@ -233,6 +241,8 @@ class _Broker:
         for struct in (self._config, self._store_config, self._remoting):
             for key, value in msgspec.to_builtins(struct).items():
                 texts[key] = str(value).lower() if isinstance(value, bool) else str(value)
+        for key, text in _SHOWN_ANYWAY.items():
+            texts.setdefault(key, text)
         return texts
 
     async def serve(self, task_status: trio.TaskStatus[BrokerReady]) -> None:
@@ -245,6 +255,7 @@ class _Broker:
             self._queues.client = client
             services.start_soon(self._end_with_store)
             services.start_soon(self._store.run_retention)
+            services.start_soon(self._stats.run)
             registration = Registration(self._config, self._topics, client, self._place.advertised)
             self._topics.on_change = lambda name: self._topic_changed(registration, name)
             self._groups.on_change = self._persistence.save_soon

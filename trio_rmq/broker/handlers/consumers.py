@@ -84,7 +84,8 @@ class ConsumerCallHandlers:
                 ResponseCode.SYSTEM_ERROR,
                 f"[reset-offset] reset offset failed, no topic in this broker. topic={header.topic}",
             )
-        here = header.queue_id >= 0 or header.offset is not None
+        offset_wanted = header.offset is not None and header.offset >= 0  # tools of 5.x send -1 for none
+        here = header.queue_id >= 0 or offset_wanted
         queue_ids = range(topic.write_queue_nums) if header.queue_id < 0 else (header.queue_id,)
         if header.queue_id >= topic.write_queue_nums:
             raise RequestError(
@@ -97,7 +98,7 @@ class ConsumerCallHandlers:
             if consumed is None and not here:
                 raise RequestError(ResponseCode.SYSTEM_ERROR, f"THe consumer group <{header.group}> not exist")
             wanted = self._wanted_offset(header, queue_id)
-            if consumed is not None and wanted >= consumed and not (header.is_force or header.offset is not None):
+            if consumed is not None and wanted >= consumed and not (header.is_force or offset_wanted):
                 wanted = consumed
             table[MessageQueue(topic=header.topic, broker_name=self._broker_name, queue_id=queue_id)] = wanted
         members = self._members_of(header.group)
@@ -135,7 +136,7 @@ class ConsumerCallHandlers:
     def _wanted_offset(self, header: headers.ResetOffsetRequestHeader, queue_id: int) -> int:
         first = max(self._store.min_offset(header.topic, queue_id), 0)
         after = max(self._store.max_offset(header.topic, queue_id), 0)
-        if header.offset is not None:
+        if header.offset is not None and header.offset >= 0:
             if not first <= header.offset <= after:
                 raise RequestError(
                     ResponseCode.SYSTEM_ERROR,

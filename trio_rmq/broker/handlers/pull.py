@@ -15,6 +15,7 @@ from trio_rmq.broker import names
 from trio_rmq.broker.groups import GroupTable
 from trio_rmq.broker.long_polling import HeldPulls
 from trio_rmq.broker.offsets import ConsumerOffsetTable
+from trio_rmq.broker.stats import BrokerStats
 from trio_rmq.broker.topics import TopicTable, describe
 from trio_rmq.broker.wanted import Subscriptions, Wanted
 from trio_rmq.config import BrokerConfig
@@ -53,6 +54,7 @@ class PullHandlers:
         subscriptions: Subscriptions,
         offsets: ConsumerOffsetTable,
         held_pulls: HeldPulls,
+        stats: BrokerStats,
     ) -> None:
         self._config = config
         self._store = store
@@ -61,6 +63,7 @@ class PullHandlers:
         self._subscriptions = subscriptions
         self._offsets = offsets
         self._held_pulls = held_pulls
+        self._stats = stats
 
     def register(self, table: HandlerTable) -> None:
         """Put the handlers into `table`."""
@@ -87,7 +90,7 @@ class PullHandlers:
 
     def _get(self, header: PullMessageRequestHeader, offset: int, wanted: Wanted) -> GetResult:
         try:
-            return self._store.get_messages(
+            result = self._store.get_messages(
                 header.topic,
                 header.queue_id,
                 offset,
@@ -98,6 +101,9 @@ class PullHandlers:
             )
         except StoreCorruptError as error:  # checkCRCOnPull: the group must not get past it unseen
             raise RequestError(ResponseCode.SYSTEM_ERROR, str(error)) from error
+        if result.count:
+            self._stats.count_get(header.topic, header.consumer_group, result.count, len(result.body))
+        return result
 
     def _hold(
         self,
