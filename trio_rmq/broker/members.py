@@ -47,6 +47,7 @@ class ConsumerGroup:
     members: dict[str, Member] = field(default_factory=dict)
     subscriptions: dict[str, SubscriptionData] = field(default_factory=dict)
     warned: tuple[object, ...] = ()
+    problem: str = ""
 
 
 class Members:
@@ -73,8 +74,8 @@ class Members:
         self._producers.setdefault(group, {})[client_id] = _member(client_id, session, request)
         self._somebody.set()
 
-    def heartbeat_consumer(self, data: ConsumerData, client_id: str, session: Session, request: Command) -> None:
-        """A consumer is alive; its group is told when this is news."""
+    def heartbeat_consumer(self, data: ConsumerData, client_id: str, session: Session, request: Command) -> str:
+        """A consumer is alive; its group is told when this is news.  What is wrong with the group, or nothing."""
         group = self._consumers.get(data.group_name)
         if group is None:
             group = ConsumerGroup(data.group_name, data.consume_type, data.message_model, data.consume_from_where)
@@ -93,6 +94,7 @@ class Members:
             self._notify(group)
         self._warn_of_differences(group)
         self._somebody.set()
+        return group.problem
 
     def _update_subscriptions(self, group: ConsumerGroup, told: list[SubscriptionData]) -> bool:
         changed = False
@@ -112,20 +114,21 @@ class Members:
     def _warn_of_differences(self, group: ConsumerGroup) -> None:
         different = {member.subscriptions for member in group.members.values()}
         if len(different) < 2:
-            group.warned = ()
+            group.warned, group.problem = (), ""
             return
         key = tuple(sorted(different))
         if group.warned == key:
             return
         group.warned = key
-        logger.warning(
-            "members of group %s subscribe differently, so messages will be missed: %s; give all the same ones",
-            group.name,
-            "; ".join(
-                f"{member.client_id} to {', '.join(f'{topic} {text!r}' for topic, text, _ in member.subscriptions)}"
-                for member in group.members.values()
-            ),
+        who = "; ".join(
+            f"{member.client_id} to {', '.join(f'{topic} {text!r}' for topic, text, _ in member.subscriptions)}"
+            for member in group.members.values()
         )
+        group.problem = (
+            f"members of group {group.name} subscribe differently, so messages will be missed: {who}; "
+            "give all the same ones"
+        )
+        logger.warning("%s", group.problem)
 
     # -- leaving ------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,14 @@ from trio_rmq.wire.groups import (
     encode_lock_request,
     encode_unlock_request,
 )
-from trio_rmq.wire.heartbeat import EXPRESSION_TAG, HeartbeatData, encode_heartbeat
+from trio_rmq.wire.heartbeat import (
+    EXPRESSION_TAG,
+    CheckClientRequestBody,
+    HeartbeatData,
+    SubscriptionData,
+    encode_check_client,
+    encode_heartbeat,
+)
 from trio_rmq.wire.sysflag import COMPRESSED, COMPRESSION_MASK, PULL_COMMIT_OFFSET, PULL_SUSPEND
 
 REQUEST_SECONDS = 5.0
@@ -53,9 +60,18 @@ async def _ask(remoting: RemotingClient, address: str, command: Command, seconds
     return answer
 
 
-async def send_heartbeat(remoting: RemotingClient, address: str, data: HeartbeatData) -> None:
-    """Tell a broker that the client lives and what it subscribes to."""
-    await _ask(remoting, address, Command(RequestCode.HEART_BEAT, body=encode_heartbeat(data)))
+async def send_heartbeat(remoting: RemotingClient, address: str, data: HeartbeatData) -> str:
+    """Tell a broker that the client lives and what it subscribes to; what is wrong with its groups, or nothing."""
+    answer = await _ask(remoting, address, Command(RequestCode.HEART_BEAT, body=encode_heartbeat(data)))
+    return answer.remark or ""
+
+
+async def check_subscription(
+    remoting: RemotingClient, address: str, client_id: str, group: str, subscription: SubscriptionData
+) -> None:
+    """Ask a broker whether it takes a subscription."""
+    body = CheckClientRequestBody(client_id=client_id, group=group, subscription_data=subscription)
+    await _ask(remoting, address, Command(RequestCode.CHECK_CLIENT_CONFIG, body=encode_check_client(body)))
 
 
 async def unregister(

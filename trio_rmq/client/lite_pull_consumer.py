@@ -171,10 +171,12 @@ class LitePullConsumer:
     async def subscribe(self, topic: str, expression: str = "*", *, expression_type: str = EXPRESSION_TAG) -> None:
         """Consume `topic` as a member of the group; `expression` is `*`, tags like `a || b`, or of another type.
 
-        Queues are taken soon after.  ProtocolError when the expression cannot be parsed.
+        Queues are taken soon after.  ProtocolError when the expression cannot be parsed, ResponseError when the broker
+        cannot read it or serves no filters of its type.
         """
         tasks = self._open_tasks()
         subscription = build_subscription(topic, expression, expression_type=expression_type, sub_version=wall_ms())
+        await self._membership.check(subscription)
         first = self._mode is None
         self._choose("subscribe")
         self._subscriptions[topic] = subscription
@@ -198,15 +200,19 @@ class LitePullConsumer:
     ) -> None:
         """Consume exactly these queues; those given before and now again go on where they are.
 
-        RouteNotFoundError, RemotingError or ResponseError when a queue's first offset is not to be had.
+        RouteNotFoundError, RemotingError or ResponseError when a queue's first offset is not to be had, or the broker
+        cannot read the expression.
         """
         self._open_tasks()
         self._choose("assign")
         async with self._assigning:
-            for topic in {queue.topic for queue in queues}:
-                self._subscriptions[topic] = build_subscription(
-                    topic, expression, expression_type=expression_type, sub_version=wall_ms()
-                )
+            subscriptions = [
+                build_subscription(topic, expression, expression_type=expression_type, sub_version=wall_ms())
+                for topic in sorted({queue.topic for queue in queues})
+            ]
+            for subscription in subscriptions:
+                await self._membership.check(subscription)
+            self._subscriptions.update({subscription.topic: subscription for subscription in subscriptions})
             for queue in set(self._puller.queues()) - set(queues):
                 await self._drop(queue)
             for queue in queues:

@@ -18,6 +18,7 @@ from trio_rmq.wire.heartbeat import (
     CONSUME_FROM_FIRST_OFFSET,
     CONSUME_FROM_LAST_OFFSET,
     CONSUME_FROM_TIMESTAMP,
+    EXPRESSION_TAG,
     ConsumerData,
     HeartbeatData,
     SubscriptionData,
@@ -78,6 +79,25 @@ class GroupMembership:
         addresses = self._routes.broker_addresses()
         self._told |= addresses
         await self._heartbeats.tell(addresses, data)
+
+    async def check(self, subscription: SubscriptionData) -> None:
+        """Have a broker of the topic read a subscription that is not by tags, before it is used.
+
+        ResponseError when it cannot be read, or filters of its type are not served.  Unknown topics and brokers that do
+        not answer tell nothing: then the pulls will.  Source: RocketMQ MQClientInstance.checkClientInBroker.
+        """
+        if subscription.expression_type == EXPRESSION_TAG:
+            return
+        try:
+            route = await self._routes.route(subscription.topic)
+        except (RemotingError, RouteNotFoundError):
+            return
+        for address in filter(None, map(route.master, route.brokers)):
+            with suppress(RemotingError):
+                await group_calls.check_subscription(
+                    self._remoting, address, self._client_id, self._group, subscription
+                )
+                return
 
     async def members(self, topic: str) -> list[str]:
         """The client ids of the group's members, in order, by one of the topic's brokers.

@@ -27,12 +27,16 @@ HEARTBEAT_SECONDS = 30.0
 
 
 class HeartbeatRound:
-    """Tells brokers of a client, all at once; one that does not answer is said in the log once until it does."""
+    """Tells brokers of a client, all at once; one that does not answer is said in the log once until it does.
+
+    So is what our brokers say of a group whose members subscribe differently.
+    """
 
     def __init__(self, remoting: RemotingClient, owner: str) -> None:
         self._remoting = remoting
         self._owner = owner
         self._silent: set[str] = set()
+        self._problems: dict[str, str] = {}
 
     async def tell(self, addresses: Collection[str], data: HeartbeatData) -> None:
         """One heartbeat to each address; returns when each has answered or failed."""
@@ -42,13 +46,17 @@ class HeartbeatRound:
 
     async def _tell_one(self, address: str, data: HeartbeatData) -> None:
         try:
-            await group_calls.send_heartbeat(self._remoting, address, data)
+            problem = await group_calls.send_heartbeat(self._remoting, address, data)
         except (RemotingError, ResponseError) as error:
             level = logging.DEBUG if address in self._silent else logging.WARNING
             self._silent.add(address)
             logger.log(level, "%s: heartbeat to %s failed: %s", self._owner, address, error)
         else:
             self._silent.discard(address)
+            if problem != self._problems.get(address, ""):
+                self._problems[address] = problem
+                if problem:
+                    logger.warning("%s: the broker %s says that %s", self._owner, address, problem)
 
 
 class ProducerPresence:

@@ -247,10 +247,12 @@ class PushConsumer:
         """Consume `topic`; `expression` is `*`, tags like `a || b`, or of another type.  Queues are taken soon after.
 
         A topic subscribed already gets the new expression and listener.  ProtocolError when the expression cannot be
-        parsed; ClientError outside `async with`.
+        parsed, ResponseError when the broker cannot read it or serves no filters of its type; then the topic stays as
+        it was.  ClientError outside `async with`.
         """
         self._check_open()
         subscription = build_subscription(topic, expression, expression_type=expression_type, sub_version=wall_ms())
+        await self._membership.check(subscription)
         self._listeners[topic] = intercepted(listener, self._interceptors, self.group)
         self._subscriptions[topic] = subscription
         if not self._broadcasting:

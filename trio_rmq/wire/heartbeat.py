@@ -75,6 +75,15 @@ class HeartbeatData(msgspec.Struct, kw_only=True, rename="camel", omit_defaults=
     without_sub: bool | None = None
 
 
+class CheckClientRequestBody(msgspec.Struct, kw_only=True, rename="camel", omit_defaults=True):
+    """A subscription that a client asks about before it uses it."""
+
+    client_id: str = shown("")
+    group: str = shown("")
+    namespace: str | None = None
+    subscription_data: SubscriptionData | None = None
+
+
 _ORDINALS = {
     "consumeFromWhere": (
         CONSUME_FROM_LAST_OFFSET,
@@ -102,6 +111,7 @@ def _ordinals_to_names(tree: Any) -> Any:
 
 _heartbeat = BodyReader(HeartbeatData, repair=_ordinals_to_names)
 _subscription = BodyReader(SubscriptionData)
+_check_client = BodyReader(CheckClientRequestBody)
 
 
 def decode_heartbeat(data: bytes) -> HeartbeatData:
@@ -112,6 +122,16 @@ def decode_heartbeat(data: bytes) -> HeartbeatData:
 def encode_heartbeat(heartbeat: HeartbeatData) -> bytes:
     """A heartbeat as JSON."""
     return encode_json(heartbeat)
+
+
+def decode_check_client(data: bytes) -> CheckClientRequestBody:
+    """The body of CHECK_CLIENT_CONFIG; ProtocolError when it is none."""
+    return _check_client.decode(data)
+
+
+def encode_check_client(body: CheckClientRequestBody) -> bytes:
+    """A question about a subscription as JSON."""
+    return encode_json(body)
 
 
 def decode_subscription(data: bytes) -> SubscriptionData:

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import logging
 
-import msgspec
-
 from trio_rmq.broker import names
 from trio_rmq.broker.groups import GroupTable
 from trio_rmq.broker.members import Member, Members
 from trio_rmq.broker.topics import TopicTable
 from trio_rmq.broker.wanted import compile_or_refuse, is_tag_type, refuse_unless_enabled
-from trio_rmq.errors import ProtocolError, RequestError
+from trio_rmq.errors import RequestError
 from trio_rmq.remoting.handlers import HandlerTable
 from trio_rmq.remoting.session import Session
 from trio_rmq.settings import BrokerConfig
@@ -30,19 +28,10 @@ from trio_rmq.wire.groups import (
     encode_consumer_list,
     encode_producer_connection,
 )
-from trio_rmq.wire.heartbeat import SubscriptionData, decode_heartbeat
+from trio_rmq.wire.heartbeat import decode_check_client, decode_heartbeat
 from trio_rmq.wire.sysflag import TOPIC_UNIT_SUBSCRIPTION
 
 logger = logging.getLogger(__name__)
-
-
-class _CheckClientBody(msgspec.Struct, rename="camel"):
-    """The body of CHECK_CLIENT_CONFIG."""
-
-    subscription_data: SubscriptionData | None = None
-    client_id: str = ""
-    group: str = ""
-    namespace: str | None = None
 
 
 class HeartbeatHandlers:
@@ -64,10 +53,14 @@ class HeartbeatHandlers:
         table.register(RequestCode.GET_PRODUCER_CONNECTION_LIST, self.producer_connections)
 
     def heartbeat(self, session: Session, request: Command) -> Command:
-        """34: which groups a client is in; a new group and its retry topic are made."""
+        """34: which groups a client is in; a new group and its retry topic are made.
+
+        The remark, empty in RocketMQ, says when members of a group subscribe differently: our client warns of it.
+        """
         beat = decode_heartbeat(request.body)
         if not beat.client_id:
             raise RequestError(ResponseCode.SYSTEM_ERROR, "the heartbeat has no clientID")
+        problems: list[str] = []
         for data in beat.consumer_data_set:
             problem = names.group_problem(data.group_name)
             if problem is not None:
@@ -79,10 +72,11 @@ class HeartbeatHandlers:
                 self._topics.create_internal(
                     names.retry_topic(data.group_name), group.retry_queue_nums, unit_flags=unit_flags
                 )
-            self._members.heartbeat_consumer(data, beat.client_id, session, request)
+            if problem := self._members.heartbeat_consumer(data, beat.client_id, session, request):
+                problems.append(problem)
         for producer in beat.producer_data_set:
             self._members.heartbeat_producer(producer.group_name, beat.client_id, session, request)
-        return request.reply()
+        return request.reply(remark="; ".join(problems)) if problems else request.reply()
 
     def unregister(self, session: Session, request: Command) -> Command:
         """35: a client leaves a group."""
@@ -92,10 +86,7 @@ class HeartbeatHandlers:
 
     def check_client(self, session: Session, request: Command) -> Command:
         """46: whether the broker takes a subscription: 23 for a filter that cannot be read, 1 when none is served."""
-        try:
-            body = msgspec.json.decode(request.body, type=_CheckClientBody)
-        except msgspec.MsgspecError as error:
-            raise ProtocolError(f"the subscription to check cannot be read: {error}") from None
+        body = decode_check_client(request.body)
         data = body.subscription_data
         if data is None or is_tag_type(data.expression_type):
             return request.reply()
