@@ -70,6 +70,7 @@ class AutoBatcher:
         self._maker = maker
         self._tasks = tasks
         self._send = send
+        self._own_properties = maker.own_properties()
         self._gatherings: dict[_Key, _Gathering] = {}
         self._gathered_bytes = 0
 
@@ -83,7 +84,7 @@ class AutoBatcher:
         maker, settings = self._maker, self._settings
         message.check(maker.body_size_max_bytes)
         unique_id = maker.next_id()
-        properties = message.properties_text(unique_id, maker.own_properties()).encode()
+        properties = message.properties_text(unique_id, self._own_properties).encode()
         size = len(message.body) + len(properties)
         key = (message.topic, queue, message.wait_store)
         gathering = self._gatherings.get(key)

@@ -72,7 +72,8 @@ class ProducerPresence:
 
     def learned(self, route: Route) -> None:
         """A route is known: its brokers are told soon."""
-        if any(route.master(name) not in self._told for name in route.brokers):
+        masters = {route.master(name) for name in route.brokers} - {None}
+        if not masters <= self._told:
             self._news.set()
 
     def lost(self, connection: Connection) -> None:
