@@ -65,7 +65,7 @@ class OutgoingMaker:
         message.check(self.body_size_max_bytes)
         now_ms = wall_ms()
         unique_id = self._unique_ids.next_id(now_ms)
-        text = message.properties_text(unique_id, self.own_properties(properties))
+        text = message.properties_text(unique_id, self.own_properties(properties) if self.namespace else properties)
         body = message.body
         compression = self._compression
         if compression is not None and len(body) >= compression.threshold_bytes:

@@ -146,7 +146,8 @@ class Producer:
         SendError says what each try met; ClientError when the message or the topic cannot be used.  Cancelled, or
         after a SendError by time-out, the message may or may not be stored.
         """
-        self._check_open()
+        if not self._open:
+            self._check_open()
         if queue is None and (selector is not None or message.sharding_key is not None):
             queue = await self.select_queue(message, selector or select_by_hash, argument)
         batcher = self._batcher

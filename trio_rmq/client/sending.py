@@ -139,7 +139,7 @@ class Sender:
                     raise RemotingError(
                         f"broker {chosen.broker_name} has no master now, says name server {route.told_by}"
                     )
-                if tries_left and not self._remoting.is_open(address):
+                if tries_left and self._remoting.connected(address) is None:
                     await self._connect(address, left * CONNECT_SHARE)
                     left = min(left, began + seconds - anyio.current_time())
                 if self._interceptors:
@@ -254,7 +254,12 @@ class Sender:
     async def _send_once(
         self, outgoing: Outgoing, queue: MessageQueue, address: str, seconds: float, now: float | None
     ) -> SendResult:
-        answer = await self._remoting.request(address, self.command(outgoing, queue, address), seconds, now)
+        command = self.command(outgoing, queue, address)
+        connection = self._remoting.connected(address)
+        if connection is not None:
+            answer = await connection.request(command, seconds, now)
+        else:
+            answer = await self._remoting.request(address, command, seconds, now)
         status = _STORED.get(answer.code)
         if status is None:
             raise ResponseError(answer.code, answer.remark, address=address)

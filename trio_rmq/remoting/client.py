@@ -155,10 +155,10 @@ class RemotingClient:
         reason = str(attempt.error) if attempt.error is not None else f"connecting to {address} ended: client closed"
         raise ConnectError(reason, address=address)
 
-    def is_open(self, address: str) -> bool:
-        """Whether there is an open connection to `address`."""
+    def connected(self, address: str) -> Connection | None:
+        """The open connection to `address`; None when there is none yet."""
         connection = self._connections.get(address)
-        return connection is not None and not connection.closed
+        return None if connection is None or connection.closed else connection
 
     async def request(
         self, address: str, command: Command, timeout_seconds: float = 3.0, now: float | None = None
