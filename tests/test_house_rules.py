@@ -296,6 +296,7 @@ RULES = [
         "an event, a condition or a deadline: nothing polls where an event can wake",
         {
             "trio_rmq/broker/server.py": "once, after the store failed: senders get their refusals before it ends",
+            "trio_rmq/broker/delay.py": "until a level's next message is due; before a save; a pause when refused",
             "trio_rmq/broker/members.py": "until the first client can have expired; an event when there is none",
             "trio_rmq/broker/stats.py": "between samples: rates need a look at fixed times",
             "trio_rmq/namesrv/liveness.py": "until the first broker can have expired; an event when there is none",

@@ -59,7 +59,7 @@ class NamesrvSettings(NamedTuple):
 
 
 _WITHOUT_EFFECT_YET = frozenset({
-    "brokerIP2", "messageDelayLevel",
+    "brokerIP2",
 })  # fmt: skip
 """Known keys whose feature is not in this version: accepted, checked, and said to have no effect."""
 

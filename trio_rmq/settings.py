@@ -136,6 +136,10 @@ class MessageStoreConfig(Struct, kw_only=True, rename=key_of_field):
     access_message_in_memory_max_ratio: Annotated[int, Meta(ge=0, le=100)] = 40
     """Per cent of memory that the newest messages are taken to be cached in."""
     message_delay_level: str = "1s 5s 10s 30s 1m 2m 3m 4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h"
+    """The delays of the levels from 1 on; units s, m, h and d."""
+    flush_delay_offset_interval: Positive = 10_000
+    """Longest time from the delivery of a delayed message to the saving of how far its level is; ours saves after a
+    second already."""
     delete_when: str = "04"
     """Hours of the day (0 to 23, this machine's time), `;` between them, in which expired files are deleted."""
     file_reserved_time: Annotated[int, Meta(ge=0, le=24 * 366 * 100)] = 72

@@ -14,6 +14,7 @@ from trio_rmq.clock import wall_ms
 from trio_rmq.errors import RequestError
 from trio_rmq.limits import GROUPS_MAX
 from trio_rmq.wire.codes import ResponseCode
+from trio_rmq.wire.command import Command
 from trio_rmq.wire.groups import (
     SubscriptionGroupConfig,
     SubscriptionGroupWrapper,
@@ -23,6 +24,14 @@ from trio_rmq.wire.groups import (
 from trio_rmq.wire.topics import DataVersion
 
 logger = logging.getLogger(__name__)
+
+MAX_RECONSUME_TIMES_SINCE = 121
+"""The first client version (V3_4_9) whose own maximum of retries counts."""
+
+
+def retries_most(request: Command, group: SubscriptionGroupConfig, asked: int | None) -> int:
+    """How often a message of the group is delivered again before it is dead, as a client's request asks for it."""
+    return group.retry_max_times if asked is None or request.version < MAX_RECONSUME_TIMES_SINCE else asked
 
 
 class GroupTable:

@@ -60,16 +60,29 @@ class HeldPulls:
 
         Call it in the same step in which the queue was found empty.  Cancelled, it leaves nothing behind.
         """
-        waiter = _Waiter(tags_codes)
-        waiters = self._waiters.setdefault((topic, queue_id), set())
-        waiters.add(waiter)
         self._held += 1
         try:
             with trio.move_on_after(timeout_seconds):
-                await waiter.arrived.wait()
-            return waiter.arrived.is_set()
+                await self._wait(topic, queue_id, tags_codes)
+                return True
+            return False
         finally:
             self._held -= 1
+
+    async def wait_message(self, topic: str, queue_id: int) -> None:
+        """Wait until a message of the queue arrives: a service of the broker waits, which counts as no held pull.
+
+        Call it in the same step in which the queue was found empty.  It may return without one.
+        """
+        await self._wait(topic, queue_id, None)
+
+    async def _wait(self, topic: str, queue_id: int, tags_codes: frozenset[int] | None) -> None:
+        waiter = _Waiter(tags_codes)
+        waiters = self._waiters.setdefault((topic, queue_id), set())
+        waiters.add(waiter)
+        try:
+            await waiter.arrived.wait()
+        finally:
             waiters.discard(waiter)
             if not waiters and self._waiters.get((topic, queue_id)) is waiters:
                 del self._waiters[topic, queue_id]

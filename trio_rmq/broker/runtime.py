@@ -5,6 +5,7 @@ Only figures that are kept are told; names and forms are RocketMQ's (BrokerStats
 
 from __future__ import annotations
 
+from trio_rmq.broker.delay import DelayService
 from trio_rmq.broker.long_polling import HeldPulls
 from trio_rmq.broker.stats import BrokerStats
 from trio_rmq.clock import wall_ms
@@ -18,10 +19,11 @@ _GIB = 1024**3
 class RuntimeInfo:
     """Makes the table; `boot_timestamp_ms` is when the broker began."""
 
-    def __init__(self, store: MessageStore, held_pulls: HeldPulls, stats: BrokerStats) -> None:
+    def __init__(self, store: MessageStore, held_pulls: HeldPulls, stats: BrokerStats, delay: DelayService) -> None:
         self._store = store
         self._held_pulls = held_pulls
         self._stats = stats
+        self._delay = delay
         self._boot_timestamp_ms = wall_ms()
 
     def table(self) -> dict[str, str]:
@@ -69,4 +71,5 @@ class RuntimeInfo:
             "sendThreadPoolQueueHeadWaitTimeMills": "0",
             "pullThreadPoolQueueHeadWaitTimeMills": "0",
             "queryThreadPoolQueueHeadWaitTimeMills": "0",
+            **self._delay.running_stats(),
         }

@@ -15,11 +15,13 @@ import trio
 
 from trio_rmq.broker.assignment import RequestModes, TopicQueues
 from trio_rmq.broker.consumer_filters import ConsumerFilters
+from trio_rmq.broker.delay import DelayService
 from trio_rmq.broker.groups import GroupTable
 from trio_rmq.broker.handlers.admin import BrokerAdminHandlers, GroupAdminHandlers, TopicAdminHandlers
 from trio_rmq.broker.handlers.assignment import AssignmentHandlers
 from trio_rmq.broker.handlers.cleanup import CleanupHandlers
 from trio_rmq.broker.handlers.consumers import ConsumerCallHandlers
+from trio_rmq.broker.handlers.delay import DelayHandlers
 from trio_rmq.broker.handlers.heartbeat import HeartbeatHandlers
 from trio_rmq.broker.handlers.locks import LockHandlers
 from trio_rmq.broker.handlers.offset import OffsetHandlers
@@ -27,6 +29,7 @@ from trio_rmq.broker.handlers.progress import ProgressHandlers
 from trio_rmq.broker.handlers.pull import PullHandlers
 from trio_rmq.broker.handlers.query import QueryHandlers
 from trio_rmq.broker.handlers.send import SendHandlers
+from trio_rmq.broker.handlers.send_back import SendBackHandlers
 from trio_rmq.broker.handlers.stats import StatsHandlers
 from trio_rmq.broker.locks import QueueLocks
 from trio_rmq.broker.long_polling import HeldPulls
@@ -146,7 +149,8 @@ class _Broker:
         self._remoting = remoting
         self._store = store
         self._place = place
-        delay_levels = len(DelayLevels(store_config.message_delay_level).delays_ms)
+        delays_ms = DelayLevels(store_config.message_delay_level).delays_ms
+        delay_levels = len(delays_ms)
         lmq_enable = store_config.enable_lmq
         self._topics = TopicTable(config, delay_levels=delay_levels, lmq_enable=lmq_enable)
         self._groups = GroupTable(auto_create=config.auto_create_subscription_group, lmq_enable=lmq_enable)
@@ -163,6 +167,13 @@ class _Broker:
         self._queues = TopicQueues(config)
         self._stats = BrokerStats(store, config.broker_cluster_name)
         self._modes = RequestModes()
+        self._delay = DelayService(
+            store,
+            self._held_pulls,
+            delays_ms=delays_ms,
+            interval_seconds=store_config.flush_delay_offset_interval / 1000,
+            save_soon=lambda: self._persistence.save_soon(),
+        )
         self._persistence = Persistence(
             f"{store_config.store_path_root_dir}/config",
             {
@@ -171,6 +182,7 @@ class _Broker:
                 "lmqConsumerOffset.json" if lmq_enable else "consumerOffset.json": self._offsets,
                 "consumerFilter.json": self._filters,
                 "messageRequestMode.json": self._modes,
+                "delayOffset.json": self._delay.table,
             },
             interval_seconds=config.flush_consumer_offset_interval / 1000,
             disk=disk,
@@ -198,6 +210,8 @@ class _Broker:
             body_size_max_bytes=self._store_config.max_message_size,
             max_delay_level=delay_levels,
         ).register(table)
+        SendBackHandlers(self._config, store, topics, groups, self._stats, delay_levels=delay_levels).register(table)
+        DelayHandlers(self._delay.table).register(table)
         subscriptions = Subscriptions(self._config, self._members, self._filters)
         PullHandlers(
             self._config, store, topics, groups, subscriptions, offsets, self._held_pulls, self._stats
@@ -226,7 +240,7 @@ class _Broker:
             table
         )
         StatsHandlers(self._stats).register(table)
-        runtime = RuntimeInfo(store, self._held_pulls, self._stats)
+        runtime = RuntimeInfo(store, self._held_pulls, self._stats, self._delay)
         BrokerAdminHandlers(self._config, topics, self._properties, runtime.table, self._settings_changed).register(
             table
         )
@@ -256,6 +270,8 @@ class _Broker:
             services.start_soon(self._end_with_store)
             services.start_soon(self._store.run_retention)
             services.start_soon(self._stats.run)
+            if self._store_config.broker_role != "SLAVE":
+                services.start_soon(self._delay.run)
             registration = Registration(self._config, self._topics, client, self._place.advertised)
             self._topics.on_change = lambda name: self._topic_changed(registration, name)
             self._groups.on_change = self._persistence.save_soon

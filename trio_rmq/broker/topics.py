@@ -17,6 +17,7 @@ from trio_rmq.clock import wall_ms
 from trio_rmq.config import BrokerConfig
 from trio_rmq.errors import RequestError
 from trio_rmq.limits import TOPICS_MAX
+from trio_rmq.randomness import rng
 from trio_rmq.wire.codes import ResponseCode
 from trio_rmq.wire.sysflag import (
     PERMISSION_DEFAULT,
@@ -40,6 +41,9 @@ TopicChange = Callable[[str], None]
 
 NEW_TOPIC_QUEUES = 4
 """Queues that clients ask for when a topic is made on their first send (RocketMQ: defaultTopicQueueNums)."""
+
+DLQ_QUEUES = 1
+"""Queues of a dead-letter topic that messages go to (RocketMQ: DLQ_NUMS_PER_GROUP)."""
 
 _FULL = PERMISSION_READ | PERMISSION_WRITE | PERMISSION_INHERIT
 
@@ -190,6 +194,11 @@ class TopicTable:
             )
             self.update(topic)
         return topic
+
+    def dead_letter_queue(self, group: str) -> tuple[str, int]:
+        """The (topic, queue id) that takes a message which `group` gave up, made when missing."""
+        topic = self.create_internal(names.dead_letter_topic(group), DLQ_QUEUES)
+        return topic.topic_name, rng().randrange(DLQ_QUEUES)
 
     def settings_changed(self) -> None:
         """Count every topic as changed: a setting that shows in each one's registration, or admits sends, changed."""

@@ -17,7 +17,7 @@ from zlib import crc32
 
 from trio_rmq.clock import wall_ms
 from trio_rmq.errors import ProtocolError, StoreFailedError
-from trio_rmq.limits import PROPERTIES_SIZE_MAX_BYTES, TOPIC_LENGTH_MAX
+from trio_rmq.limits import FRAME_SIZE_MAX_BYTES, PROPERTIES_SIZE_MAX_BYTES, TOPIC_LENGTH_MAX
 from trio_rmq.store.commit_log import CommitLog, LogFullError
 from trio_rmq.store.consume_queue import ENTRY, ENTRY_SIZE_BYTES, ConsumeQueue, ConsumeQueues
 from trio_rmq.store.dispatch import DelayLevels
@@ -83,13 +83,18 @@ class Appender:
         self.calls = 0
 
     def append(
-        self, messages: Sequence[NewMessage], *, together: bool = False, others: Sequence[ConsumeQueue] = ()
+        self,
+        messages: Sequence[NewMessage],
+        *,
+        together: bool = False,
+        accepted: bool = False,
+        others: Sequence[ConsumeQueue] = (),
     ) -> list[AppendResult]:
         """Append in order; one result a message.
 
-        With `together` all are stored in one file or none is.  With `others`, `messages` is one message, which gets
-        its next entry in each of them as well.  Written when this returns, and visible unless the store waits for the
-        sync.
+        With `together` all are stored in one file or none is.  With `accepted` bodies may have any size: they were
+        stored here before.  With `others`, `messages` is one message, which gets its next entry in each of them as
+        well.  Written when this returns, and visible unless the store waits for the sync.
         """
         if self.refusal is not None:
             return self._refuse_all(messages, AppendStatus.SERVICE_NOT_AVAILABLE, self.refusal)
@@ -108,10 +113,11 @@ class Appender:
                 earlier.append((segment_start, [encode_blank(file_end - position)], 0))
                 position = segment_start = file_end
                 file_end += log.files.file_size
-        now = max(wall_ms(), self.last_time_ms)
+        wall = wall_ms()
+        now = max(wall, self.last_time_ms)
         table = self._queues.table
         unwritten = self._queues.unwritten
-        body_size_max = self._body_size_max
+        body_size_max = FRAME_SIZE_MAX_BYTES if accepted else self._body_size_max
         store_address, store_port = self.store_host
         born_host: Host | None = None
         born_address, born_port, hosts_are_v4 = b"", 0, False
@@ -190,7 +196,8 @@ class Appender:
             if not sys_flag & _NO_ENTRY:
                 code = message.tags_code
                 if queue.is_delay:
-                    code = self._delays.deliver_time_ms(properties, now) or code
+                    # By the clock, not by the store time, which stands still while a clock set back catches up.
+                    code = self._delays.deliver_time_ms(properties, wall) or code
                 if not queue.tail:
                     unwritten[queue] = None
                 queue.tail += _pack_entry(position, size, code)

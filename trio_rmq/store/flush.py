@@ -181,6 +181,24 @@ class LogFlusher:
         self._synced(self.synced_offset)
         running.done.set()
 
+    async def sync_up_to(self, end: int) -> None:
+        """Sync at once what stands before physical offset `end`; StoreFailedError when that fails."""
+        while self.synced_offset < end:
+            if self.failure is not None:
+                raise StoreFailedError(str(self.failure)) from self.failure
+            if self._running is None:
+                await self.sync()
+            else:
+                await self._running.done.wait()
+
+    async def sync_from(self, start_offset: int) -> None:
+        """Sync the log from `start_offset` on: what a crash left written but not synced must not be called synced."""
+        for start in self._log.files.starts:
+            if start + self._log.files.file_size > start_offset:
+                self._log.files.pin(start)
+                self._log.unsynced_starts.append(start)
+        await self.sync()
+
 
 class QueueFlusher:
     """Writes waiting entries to the queue files in groups, syncs those files and writes the checkpoint.

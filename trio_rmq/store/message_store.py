@@ -77,6 +77,8 @@ class MessageStore:
         if config.enable_multi_dispatch:
             put = MultiDispatch(self._appender, self._queues, queues_max=config.max_lmq_consume_queue_num)
         self._put = put.append
+        self.dispatches_to_many = config.enable_multi_dispatch
+        """Whether a message may enter more queues than its own."""
         self._more_queues = dispatched_to if config.enable_multi_dispatch else None
         self._log_flusher = LogFlusher(
             disk,
@@ -153,20 +155,23 @@ class MessageStore:
 
     # Writing -----------------------------------------------------------------------------------------------------
 
-    def append(self, messages: Sequence[NewMessage]) -> list[AppendResult]:
+    def append(self, messages: Sequence[NewMessage], *, accepted: bool = False) -> list[AppendResult]:
         """Append in order, in one write; one result a message.
 
         Written on return (a full disk or a failed log is a status, not an exception); a bad message gets its status
         and the others go on.  Wait with `wait_durable` for the end of the last record to know it synced.
+        With `accepted` the bodies are of messages stored here before, and maxMessageSize does not count.
         """
-        return self._append(messages)
+        return self._append(messages, accepted=accepted)
 
     def append_batch(self, messages: Sequence[NewMessage]) -> list[AppendResult]:
         """`append`, but all are stored back to back in one log file, or none is and all get the same status."""
         return self._append(messages, together=True)
 
-    def _append(self, messages: Sequence[NewMessage], *, together: bool = False) -> list[AppendResult]:
-        results = self._put(messages, together=together)
+    def _append(
+        self, messages: Sequence[NewMessage], *, together: bool = False, accepted: bool = False
+    ) -> list[AppendResult]:
+        results = self._put(messages, together=together, accepted=accepted)
         if self._index is not None and results:
             self._index.appended(messages, results)
         return results
@@ -181,6 +186,10 @@ class MessageStore:
             await self._log_flusher.wait_synced(min(end_physical_offset, self._log.position))
         else:
             await trio.lowlevel.checkpoint()
+
+    async def sync(self) -> None:
+        """Sync everything that is written now, whatever flushDiskType says; StoreFailedError when that fails."""
+        await self._log_flusher.sync_up_to(self._log.position)
 
     async def wait_failed(self) -> None:
         """Return when the store has failed for good (`failure` says why): whoever runs the process should end it."""
@@ -379,7 +388,9 @@ class MessageStore:
         self._log_flusher.synced_offset = end if self.recovered.clean else self._log.min_offset
         self._count_entries()
         if not self.recovered.clean:
-            await self._sync_recovered()
+            await self._log_flusher.sync_from(self.recovered.start_offset)
+            if self.failure is not None:
+                raise self.failure
         if self._index is not None:
             await self._index.load(clean=clean)
         _log.info(
@@ -387,17 +398,6 @@ class MessageStore:
             root, "clean" if self.recovered.clean else "unclean", end, self.recovered.records,
             self.recovered.dispatched,
         )  # fmt: skip
-
-    async def _sync_recovered(self) -> None:
-        """What a crash left written but not synced must be synced before it may be called so."""
-        log = self._log
-        for start in log.files.starts:
-            if start + log.files.file_size > (self.recovered.start_offset if self.recovered is not None else 0):
-                log.files.pin(start)
-                log.unsynced_starts.append(start)
-        await self._log_flusher.sync()
-        if self.failure is not None:
-            raise self.failure
 
     async def _close(self) -> None:
         """Sync everything, write the checkpoint, and only then remove the mark of a running store."""

@@ -42,11 +42,13 @@ class MultiDispatch:
         self._queues_max = queues_max
         self._known = self._lmq_known = -1
 
-    def append(self, messages: Sequence[NewMessage], *, together: bool = False) -> list[AppendResult]:
+    def append(
+        self, messages: Sequence[NewMessage], *, together: bool = False, accepted: bool = False
+    ) -> list[AppendResult]:
         """`Appender.append`; runs of messages that dispatch to nothing go in one write, the others in one each."""
-        marked = [index for index, message in enumerate(messages) if _is_marked(message.properties)]
+        marked = [index for index, message in enumerate(messages) if is_marked(message.properties)]
         if not marked:
-            return self._appender.append(messages, together=together)
+            return self._appender.append(messages, together=together, accepted=accepted)
         if together:
             refusal = _refused(AppendStatus.MESSAGE_ILLEGAL, f"the items of a batch may not have {QUEUES}: send singly")
             return [refusal for _ in messages]
@@ -54,20 +56,20 @@ class MultiDispatch:
         begin = 0
         for index in marked:
             if begin < index:
-                results += self._appender.append(messages[begin:index])
-            results.append(self._append_one(messages[index]))
+                results += self._appender.append(messages[begin:index], accepted=accepted)
+            results.append(self._append_one(messages[index], accepted))
             begin = index + 1
         if begin < len(messages):
-            results += self._appender.append(messages[begin:])
+            results += self._appender.append(messages[begin:], accepted=accepted)
         return results
 
-    def _append_one(self, message: NewMessage) -> AppendResult:
+    def _append_one(self, message: NewMessage, accepted: bool) -> AppendResult:
         text = message.properties if isinstance(message.properties, str) else message.properties.decode()
         text = remove_property(text, OFFSETS)
         names = (property_of(text, QUEUES) or "").rstrip(SEPARATOR)
         queues: dict[str, ConsumeQueue] = {}
         if not names.strip() or message.topic in (DELAY_TOPIC, _HALF_TOPIC) or message.sys_flag & TRANSACTION_PREPARED:
-            return self._appender.append([msgspec.structs.replace(message, properties=text)])[0]
+            return self._appender.append([msgspec.structs.replace(message, properties=text)], accepted=accepted)[0]
         wanted = names.split(SEPARATOR)
         for name in wanted:
             if not is_lmq(name):
@@ -87,7 +89,8 @@ class MultiDispatch:
         offsets = SEPARATOR.join(str(queues[name].next_offset) for name in wanted)
         text = append_property(text, OFFSETS, offsets)
         others = [queue for queue in queues.values() if queue is not own]
-        return self._appender.append([msgspec.structs.replace(message, properties=text)], others=others)[0]
+        placed = msgspec.structs.replace(message, properties=text)
+        return self._appender.append([placed], accepted=accepted, others=others)[0]
 
     def _count(self) -> int:
         """How many `%LMQ%` queues there are; looked up anew when others made or removed queues."""
@@ -97,7 +100,8 @@ class MultiDispatch:
         return self._lmq_known
 
 
-def _is_marked(properties: str | bytes) -> bool:
+def is_marked(properties: str | bytes) -> bool:
+    """Whether the properties name further queues, or may do so."""
     return (_MARK in properties) if isinstance(properties, str) else (_MARK_BYTES in properties)
 
 

@@ -10,11 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from trio_rmq.errors import ProtocolError
 from trio_rmq.store.commit_log import CommitLog
 from trio_rmq.store.consume_queue import ENTRY, ENTRY_SIZE_BYTES, FILLER_SIZE, ConsumeQueue, ConsumeQueues
 from trio_rmq.store.messages import GetResult, GetStatus
 from trio_rmq.store.served import undamaged
-from trio_rmq.wire.record import PHYSICAL_OFFSET_AT, RECORD_SIZE_MIN_BYTES, RecordKind
+from trio_rmq.wire.record import (
+    PHYSICAL_OFFSET_AT,
+    RECORD_SIZE_MIN_BYTES,
+    RecordKind,
+    StoredMessage,
+    decode_record,
+)
 from trio_rmq.wire.sysflag import BORN_HOST_V6
 
 _ENTRIES_A_PULL = 800
@@ -216,6 +223,39 @@ class Reader:
         data = queue.read(offset, min(count_max, queue.visible - offset))
         whole = len(data) - len(data) % ENTRY_SIZE_BYTES
         return [entry for entry in ENTRY.iter_unpack(data[:whole]) if entry[1] != FILLER_SIZE]
+
+    def entries(self, topic: str, queue_id: int, offset: int, max_count: int) -> list[tuple[int, int, int]]:
+        """(physical offset, record size, tags code) of visible entries from `offset` on; a filler has FILLER_SIZE."""
+        queue = self._queues.table.get((topic, queue_id))
+        data = b"" if queue is None else queue.read(offset, max_count)
+        return list(ENTRY.iter_unpack(data[: len(data) - len(data) % ENTRY_SIZE_BYTES]))
+
+    def records(self, places: list[tuple[int, int]]) -> list[StoredMessage | None]:
+        """The records at these (physical offset, size), in order; None for one that is gone or damaged."""
+        total = sum([size for _, size in places])
+        whole = places and all(0 < size < FILLER_SIZE for _, size in places)
+        body = self._read_records(places, total) if whole else b""
+        if len(body) != total or not whole:
+            return [self._record(physical, size) for physical, size in places]
+        messages: list[StoredMessage | None] = []
+        position = 0
+        for physical, size in places:
+            try:
+                message = decode_record(body, position)
+                messages.append(message if message.physical_offset == physical else None)
+            except ProtocolError:
+                messages.append(None)
+            position += size
+        return messages
+
+    def _record(self, physical: int, size: int) -> StoredMessage | None:
+        if not 0 < size < FILLER_SIZE:
+            return None
+        try:
+            message = decode_record(self._log.read(physical, size))
+        except ProtocolError:
+            return None
+        return message if message.physical_offset == physical else None
 
     def record_at(self, physical_offset: int) -> bytes | None:
         """See `MessageStore.record_at`."""

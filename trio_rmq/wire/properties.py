@@ -110,6 +110,11 @@ def remove_property(text: str, name: str) -> str:
     return PROPERTY_SEPARATOR.join(segment for segment in text.split(PROPERTY_SEPARATOR) if not segment.startswith(key))
 
 
+def with_property(text: str, name: str, value: str) -> str:
+    """`text` with this property at its end and no other of its name."""
+    return append_property(remove_property(text, name), name, value)
+
+
 def join_properties(item: bytes, batch: bytes) -> bytes:
     """Property text of a batch item followed by that of its batch, which override it (RocketMQ appends them)."""
     if not batch:

@@ -15,7 +15,8 @@ import logging
 from collections.abc import Sequence
 
 from trio_rmq.broker import names
-from trio_rmq.broker.groups import GroupTable
+from trio_rmq.broker.delay import delayed_properties
+from trio_rmq.broker.groups import GroupTable, retries_most
 from trio_rmq.broker.topics import TopicTable, describe
 from trio_rmq.config import BrokerConfig
 from trio_rmq.errors import ProtocolError, RequestError, StoreFailedError
@@ -50,7 +51,6 @@ from trio_rmq.wire.topics import TopicConfig
 logger = logging.getLogger(__name__)
 
 MULTI_TAG_FILTER = "MULTI_TAG"
-DLQ_QUEUES = 1
 RETRY_QUEUES = 1
 HOST_FLAGS = BORN_HOST_V6 | STORE_HOST_V6
 
@@ -287,10 +287,12 @@ class SendHandlers:
         if queue_id < 0:
             queue_id = self._queue_id(topic, queue_id)
         if name.startswith(names.RETRY_PREFIX):
-            name, queue_id = self._dead_letter(name, queue_id, header, reconsume_times)
+            name, queue_id = self._retry_queue(request, header, queue_id)
+            if name != topic.topic_name and "DELAY\x01" in text:  # dead
+                text = prop.with_property(text, prop.DELAY, "0")
         wait = True
         level = 0
-        if "DELAY\x01" in text and not sys_flag & TRANSACTION_MASK and not name.startswith(names.DLQ_PREFIX):
+        if "DELAY\x01" in text and not sys_flag & TRANSACTION_MASK:
             level = self._delay_level(text)
         at = -1 if level else text.find(_WAIT_TRUE)  # a delayed message keeps it, as in 4.9
         if at >= 0:  # as clients write it
@@ -304,9 +306,7 @@ class SendHandlers:
         text = self._with_cluster(text)
         code = tags_code(prop.property_of(text, prop.TAGS)) if "TAGS\x01" in text else 0
         if level:
-            text = _with_property(text, prop.DELAY, str(level))
-            text = _with_property(text, prop.REAL_TOPIC, name)
-            text = _with_property(text, prop.REAL_QUEUE_ID, str(queue_id))
+            text = delayed_properties(text, level, name, queue_id)
             name, queue_id = names.SCHEDULE_TOPIC, level - 1
         if len(text) > PROPERTIES_SIZE_MAX_BYTES // 3 and len(text.encode()) > PROPERTIES_SIZE_MAX_BYTES:
             raise _properties_too_large(len(text.encode()))
@@ -330,7 +330,7 @@ class SendHandlers:
         if not text:
             return self._cluster_property
         if "CLUSTER\x01" in text:
-            return _with_property(text, prop.CLUSTER, self._config.broker_cluster_name)
+            return prop.with_property(text, prop.CLUSTER, self._config.broker_cluster_name)
         return f"{text}{'' if text[-1] == _PROPERTY_END else _PROPERTY_END}{self._cluster_property}"
 
     def _delay_level(self, text: str) -> int:
@@ -347,20 +347,18 @@ class SendHandlers:
             ) from None
         return min(max(level, 0), self._max_delay_level)
 
-    def _dead_letter(self, name: str, queue_id: int, header: SendHeader, reconsume_times: int) -> tuple[str, int]:
+    def _retry_queue(self, request: Command, header: SendHeader, queue_id: int) -> tuple[str, int]:
         """Where a message goes that a consumer sends to its retry topic: there, or to the dead letters."""
-        group_name = name.removeprefix(names.RETRY_PREFIX)
+        group_name = header.topic.removeprefix(names.RETRY_PREFIX)
         group = self._groups.find(group_name)
         if group is None:
             raise RequestError(
                 ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST,
                 f"subscription group not exist, {group_name}; create it first",
             )
-        most = group.retry_max_times if header.max_reconsume_times is None else header.max_reconsume_times
-        if reconsume_times < most:
-            return name, queue_id
-        dead = self._topics.create_internal(names.dead_letter_topic(group_name), DLQ_QUEUES)
-        return dead.topic_name, rng().randrange(max(dead.write_queue_nums, 1))
+        if (header.reconsume_times or 0) < retries_most(request, group, header.max_reconsume_times):
+            return header.topic, queue_id
+        return self._topics.dead_letter_queue(group_name)
 
     def _batch(self, session: Session, request: Command, header: SendHeader) -> list[NewMessage]:
         """The checked messages of a batch."""
@@ -414,11 +412,6 @@ def _end_of(results: Sequence[AppendResult]) -> int:
         if result.status is _PUT_OK:
             return result.physical_offset + result.size_bytes
     return 0
-
-
-def _with_property(text: str, name: str, value: str) -> str:
-    """`text` with this property at its end and no other of its name."""
-    return prop.append_property(prop.remove_property(text, name), name, value)
 
 
 def _not_sendable(name: str) -> RequestError:
