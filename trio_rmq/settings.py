@@ -113,6 +113,9 @@ class MessageStoreConfig(Struct, kw_only=True, rename=key_of_field):
     mapped_file_size_commit_log: Annotated[int, Meta(ge=4096, le=2**31 - 1)] = 1024 * 1024 * 1024
     mapped_file_size_consume_queue: Annotated[int, Meta(ge=20, le=2**31 - 1)] = 300_000 * _CONSUME_QUEUE_ENTRY_BYTES
     """Rounded up to whole entries of 20 bytes."""
+    mapped_file_size_consume_queue_ext: Annotated[int, Meta(ge=4096, le=2**31 - 1)] = 48 * 1024 * 1024
+    enable_consume_queue_ext: bool = False
+    """Whether each queue entry points to a unit that says what a filter may ask before the record is read."""
     broker_role: Literal["ASYNC_MASTER", "SYNC_MASTER", "SLAVE"] = "ASYNC_MASTER"
     flush_disk_type: Literal["ASYNC_FLUSH", "SYNC_FLUSH"] = "ASYNC_FLUSH"
     """SYNC_FLUSH: SEND_OK only after the message is synced to the disk."""

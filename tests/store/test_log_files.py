@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trio_rmq.store import message_store
+from trio_rmq.store import parts
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.log_files import FileHandles, LogFiles
 from trio_rmq.testing.faulty_disk import FaultyDisk
@@ -75,7 +75,7 @@ def test_outside_the_files_nothing_is_read(tmp_path: object) -> None:
 
 @pytest.mark.trio
 async def test_thousands_of_queues_take_few_handles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(message_store, "STORE_HANDLES_MAX", 20)
+    monkeypatch.setattr(parts, "STORE_HANDLES_MAX", 20)
     disk = CountingDisk()
     place = Place(disk, "store")
     for life in range(2):

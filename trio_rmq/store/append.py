@@ -20,6 +20,7 @@ from trio_rmq.errors import ProtocolError, StoreFailedError
 from trio_rmq.limits import FRAME_SIZE_MAX_BYTES, PROPERTIES_SIZE_MAX_BYTES, TOPIC_LENGTH_MAX
 from trio_rmq.store.commit_log import CommitLog, LogFullError
 from trio_rmq.store.consume_queue import ENTRY, ENTRY_SIZE_BYTES, ConsumeQueue, ConsumeQueues
+from trio_rmq.store.consume_queue_ext import is_address
 from trio_rmq.store.dispatch import DelayLevels
 from trio_rmq.store.messages import AppendResult, AppendStatus, NewMessage
 from trio_rmq.wire.ids import Host
@@ -38,6 +39,9 @@ _log = getLogger(__name__)
 
 Staged = list[tuple[ConsumeQueue, int]]
 """For each new entry, in order: its queue and its tags code."""
+
+BitMapOf = Callable[[str, bytes], bytes | None]
+"""From a message's topic and stored properties: which filters are true of it, or None."""
 
 _OK = AppendStatus.PUT_OK
 _pack_entry = ENTRY.pack
@@ -74,6 +78,8 @@ class Appender:
         self._body_size_max = body_size_max
         self.store_host = store_host
         self._full = False  # said once in the log, until a write succeeds
+        self.bit_map_of: BitMapOf | None = None
+        """Makes the bit maps of queues with extension files; None: they have none."""
         self.refusal: str | None = None
         """When set, the sentence with which every message is refused."""
         self.last_time_ms = 0
@@ -194,13 +200,12 @@ class Appender:
                 results.append(AppendResult(AppendStatus.MESSAGE_ILLEGAL, remark=remark))
                 continue
             if not sys_flag & _NO_ENTRY:
-                code = message.tags_code
-                if queue.is_delay:
-                    # By the clock, not by the store time, which stands still while a clock set back catches up.
-                    code = self._delays.deliver_time_ms(properties, wall) or code
+                code = entry_code = message.tags_code
+                if not queue.is_plain:
+                    code, entry_code = self._codes(queue, properties, now, wall, code)
                 if not queue.tail:
                     unwritten[queue] = None
-                queue.tail += _pack_entry(position, size, code)
+                queue.tail += _pack_entry(position, size, entry_code)
                 queue.next_offset = queue_offset + 1
                 staged.append((queue, code))
             results.append(AppendResult(_OK, position, size, queue_offset, now))
@@ -212,6 +217,17 @@ class Appender:
         self.last_time_ms = now
         self.calls += 1
         return self._write([*earlier, (segment_start, parts, len(staged))], staged, results)
+
+    def _codes(self, queue: ConsumeQueue, properties: bytes, now: int, wall: int, code: int) -> tuple[int, int]:
+        """The message's tags code - on the delay topic its time of delivery - and what its entry holds for it."""
+        if queue.is_delay:
+            # By the clock, not by the store time, which stands still while a clock set back catches up.
+            code = self._delays.deliver_time_ms(properties, wall) or code
+        ext = queue.ext
+        if ext is None or not ext.writes:
+            return code, code
+        bit_map_of = self.bit_map_of
+        return code, ext.put(code, now, None if bit_map_of is None else bit_map_of(queue.topic, properties))
 
     def _enter(self, others: Sequence[ConsumeQueue], result: AppendResult, code: int, staged: Staged) -> None:
         """Put the entry of the message with this result into more queues than its own."""
@@ -284,7 +300,10 @@ class Appender:
     def _take_back(self, staged: Staged, kept: int) -> None:
         for queue, _ in staged[kept:]:
             queue.next_offset -= 1
+            entry = queue.tail[-ENTRY_SIZE_BYTES:]
             del queue.tail[-ENTRY_SIZE_BYTES:]
+            if queue.ext is not None and is_address(code := ENTRY.unpack(entry)[2]):
+                queue.ext.take_back(code)
             if not queue.tail:
                 self._queues.unwritten.pop(queue, None)
 

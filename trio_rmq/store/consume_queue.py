@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import NamedTuple
 
 import trio
 
 from trio_rmq.errors import StoreError
+from trio_rmq.store.consume_queue_ext import ConsumeQueueExt
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.log_files import FileHandles, LogFiles
 from trio_rmq.wire.record import encode_topic
@@ -40,11 +42,11 @@ class ConsumeQueue:
     """One queue of one topic.  Offsets count entries; the physical offsets inside them are bytes of the commit log."""
 
     __slots__ = (
-        "_min_for_physical", "_min_offset", "files", "is_delay", "magic", "next_offset", "properties_size", "queue_id",
-        "record_middle", "tail", "topic", "topic_field", "visible", "written",
+        "_min_for_physical", "_min_offset", "ext", "files", "is_delay", "is_plain", "magic", "next_offset",
+        "properties_size", "queue_id", "record_middle", "tail", "topic", "topic_field", "visible", "written",
     )  # fmt: skip
 
-    def __init__(self, topic: str, queue_id: int, files: LogFiles) -> None:
+    def __init__(self, topic: str, queue_id: int, files: LogFiles, ext: ConsumeQueueExt | None = None) -> None:
         self.topic = topic
         self.queue_id = queue_id
         self.files = files
@@ -52,7 +54,11 @@ class ConsumeQueue:
         self.properties_size = -1
         self.record_middle = b""
         """The bytes between body and properties of a record whose properties have `properties_size` bytes."""
+        self.ext = ext
+        """The extension files, when the store has such."""
         self.is_delay = topic == DELAY_TOPIC
+        self.is_plain = not self.is_delay and (ext is None or not ext.writes)
+        """Whether entries hold the message's tags code as it is."""
         self.tail = bytearray()
         self.written = 0
         self.visible = 0
@@ -64,6 +70,8 @@ class ConsumeQueue:
         """Find the queue's end in its files; entries after an empty one, or after a missing file, do not count."""
         for orphan in self.files.load(_SIZE_KEY, unclean=unclean):
             self.files.remove_orphan(orphan)
+        if self.ext is not None:
+            self.ext.load(unclean=unclean)
         self.find_end()
 
     def find_end(self) -> None:
@@ -96,7 +104,10 @@ class ConsumeQueue:
         return b"".join(parts)
 
     def entry(self, offset: int) -> tuple[int, int, int] | None:
-        """(physical offset, record size, tags code) of one visible entry; None for none and for a filler."""
+        """(physical offset, record size, what it holds) of one visible entry; None for none and for a filler.
+
+        It holds the tags code, on the delay topic the time of delivery, or the address of its unit in `ext`.
+        """
         data = self.read(offset, 1)
         if len(data) != ENTRY_SIZE_BYTES:
             return None
@@ -113,6 +124,8 @@ class ConsumeQueue:
 
         Written on return, not synced.  On OSError those not yet written keep waiting, and the call may be repeated.
         """
+        if self.ext is not None:
+            self.ext.write_out()
         before = self.written
         file_size = self.files.file_size
         while self.written < self.visible:
@@ -147,28 +160,43 @@ class ConsumeQueue:
         if last is not None:
             changed = self.files.zero_from(position) or changed
         self._set_end(end)
+        if self.ext is not None:
+            self.ext.cut()
         return changed
 
-    def remove_expired(self, min_physical_offset: int) -> bool:
-        """Remove the oldest file when each of its entries is of a record before `min_physical_offset`; True if it was.
+    def remove_expired(self, min_physical_offset: int, *, units: bool = False) -> str | None:
+        """Remove the oldest file when each of its entries is of a record before `min_physical_offset`.
 
-        The last file stays whatever it holds: it tells the queue's next offset.  Not synced on return.
+        With `units` the oldest extension file, when no entry from there on needs it.  Returns its path, or None when
+        it stays.  The last file stays whatever it holds: it tells the queue's next offset.  Not synced on return.
         """
+        if units and self.ext is not None:
+            first = self.entry(self.min_offset(min_physical_offset))
+            return None if first is None else self.ext.remove_expired(first[2])
         files = self.files
         if len(files.starts) < 2:
-            return False
+            return None
         data = files.read(files.starts[1] - ENTRY_SIZE_BYTES, ENTRY_SIZE_BYTES)
         if len(data) == ENTRY_SIZE_BYTES and ENTRY.unpack(data)[0] >= min_physical_offset:
-            return False
+            return None
         path = files.path(files.starts[0])
         if files.disk.exists(path):
             files.disk.unlink(path)
-        files.forget_first()
-        return True
+        return files.forget_first()
+
+    def run(self, *, units: bool) -> LogFiles:
+        """The queue's files, or its extension files where it has such."""
+        return self.ext.files if units and self.ext is not None else self.files
+
+    def file_runs(self) -> list[LogFiles]:
+        """All that is the queue's on disk."""
+        return [self.files] if self.ext is None else [self.files, self.ext.files]
 
     def remove_files(self) -> None:
         """Remove all files and forget all entries: the queue is as if never written."""
         self.files.remove_from(-1)
+        if self.ext is not None:
+            self.ext.remove_files()
         self._set_end(0)
 
     def holds_before(self, physical_offset: int) -> bool:
@@ -192,6 +220,9 @@ class ConsumeQueue:
         self.tail = bytearray()
         self.written = self.visible = self.next_offset = end
         self._min_for_physical = -1
+        if self.ext is not None:
+            last = self.entry(end - 1)
+            self.ext.settle(None if last is None else last[2])
 
     def _append_file(self, start: int, first_position: int) -> None:
         if self.files.starts and start != self.files.end:
@@ -251,6 +282,14 @@ class ConsumeQueue:
         return low
 
 
+class ExtFiles(NamedTuple):
+    """Where the extension files are, how long each is, and whether new entries get a unit there."""
+
+    directory: str
+    file_size: int
+    writes: bool
+
+
 class ConsumeQueues:
     """All consume queues of a store, and which of them have entries that wait to be written or synced.
 
@@ -259,6 +298,7 @@ class ConsumeQueues:
 
     __slots__ = (
         "_disk",
+        "_ext",
         "_file_size",
         "_handles",
         "_held",
@@ -269,8 +309,11 @@ class ConsumeQueues:
         "unwritten",
     )
 
-    def __init__(self, disk: Disk, handles: FileHandles, directory: str, file_size: int) -> None:
+    def __init__(
+        self, disk: Disk, handles: FileHandles, directory: str, file_size: int, ext: ExtFiles | None = None
+    ) -> None:
         self._disk = disk
+        self._ext = ext
         self._handles = handles
         self._file_size = file_size
         self.changed_directories: set[str] = set()
@@ -291,6 +334,8 @@ class ConsumeQueues:
                 if not name.isascii() or not name.isdigit() or not self._disk.is_directory(path):
                     raise StoreError(f"{path} does not belong there: move it away and start again")
                 self.make(topic, int(name)).load(unclean=unclean)
+        if self._ext is not None:
+            self._remove_lone_units(self._ext.directory)
 
     def make(self, topic: str, queue_id: int) -> ConsumeQueue:
         """The queue, made in memory when there is none; its folder comes with its first file."""
@@ -303,8 +348,29 @@ class ConsumeQueues:
                 self._file_size,
                 self.changed_directories,
             )
-            queue = self.table[topic, queue_id] = ConsumeQueue(topic, queue_id, files)
+            queue = self.table[topic, queue_id] = ConsumeQueue(topic, queue_id, files, self._make_ext(topic, queue_id))
         return queue
+
+    def _make_ext(self, topic: str, queue_id: int) -> ConsumeQueueExt | None:
+        ext = self._ext
+        if ext is None:
+            return None
+        folder = f"{ext.directory}/{topic}/{queue_id}"
+        files = LogFiles(self._disk, self._handles, folder, ext.file_size, self.changed_directories)
+        return ConsumeQueueExt(files, writes=ext.writes)
+
+    def _remove_lone_units(self, directory: str) -> None:
+        """Extension files of queues that are gone count for nothing: those that come back begin anew."""
+        disk = self._disk
+        for topic in disk.list_directory(directory):
+            for name in disk.list_directory(f"{directory}/{topic}"):
+                folder = f"{directory}/{topic}/{name}"
+                if not name.isascii() or not name.isdigit() or not disk.is_directory(folder):
+                    raise StoreError(f"{folder} does not belong there: move it away and start again")
+                if (topic, int(name)) not in self.table:
+                    for file in reversed(disk.list_directory(folder)):
+                        disk.unlink(f"{folder}/{file}")
+                    self.changed_directories.add(folder)
 
     def write_out(self, queue: ConsumeQueue) -> int:
         """`ConsumeQueue.write_out`, and remember its files for the next sync; returns how many entries it wrote.
@@ -315,6 +381,7 @@ class ConsumeQueues:
             return 0
         first = queue.written
         count = queue.write_out()
+        self._note_units(queue)
         if count:
             file_size = queue.files.file_size
             position = first * ENTRY_SIZE_BYTES
@@ -330,12 +397,19 @@ class ConsumeQueues:
         if queue.cut(end_physical_offset):
             for start in queue.files.starts[-1:]:
                 self.unsynced[queue.files.path(start)] = None
+        self._note_units(queue)
+
+    def _note_units(self, queue: ConsumeQueue) -> None:
+        if queue.ext is not None and queue.ext.unsynced:
+            self.unsynced.update(queue.ext.unsynced)
+            queue.ext.unsynced.clear()
 
     def restart(self, queue: ConsumeQueue, offset: int) -> None:
         """Empty `queue`, on disk too, and let it begin at `offset` (recovery)."""
         self.unwritten.pop(queue, None)
-        for start in queue.files.starts:
-            self.unsynced.pop(queue.files.path(start), None)
+        for files in queue.file_runs():
+            for start in files.starts:
+                self.unsynced.pop(files.path(start), None)
         queue.remove_files()
         queue.start_at(offset)
 
@@ -343,24 +417,28 @@ class ConsumeQueues:
         """Remove the files whose entries are all of records before `min_physical_offset`; returns how many.
 
         One file of each queue at a time, each synced before the next, so that a power loss leaves no gap.  OSError ends
-        it; what is left is for the next call.
+        it; what is left is for the next call.  Extension files follow.
         """
+        removed = await self._expire(min_physical_offset, units=False)
+        return removed + (0 if self._ext is None else await self._expire(min_physical_offset, units=True))
+
+    async def _expire(self, min_physical_offset: int, *, units: bool) -> int:
         removed = 0
-        queues = [queue for queue in self.table.values() if len(queue.files.starts) > 1]
+        queues = [queue for queue in self.table.values() if len(queue.run(units=units).starts) > 1]
         while queues:
             shortened = []
             for count, queue in enumerate(queues, start=1):
                 if self.table.get((queue.topic, queue.queue_id)) is queue and queue.topic not in self._held:
-                    path = queue.files.path(queue.files.start)
-                    if queue.remove_expired(min_physical_offset):
+                    path = queue.remove_expired(min_physical_offset, units=units)
+                    if path is not None:
                         self.unsynced.pop(path, None)
                         shortened.append(queue)
-                        self.changed_directories.add(queue.files.directory)
+                        self.changed_directories.add(path.rpartition("/")[0])
                 if count % _QUEUES_A_SLICE == 0:
                     await trio.lowlevel.checkpoint()
             removed += len(shortened)
             queues = shortened
-            folders = {queue.files.directory for queue in shortened}
+            folders = {queue.run(units=units).directory for queue in shortened}
             if folders:
                 await self._disk.sync([], directories=sorted(folders))
                 self.changed_directories.difference_update(folders)
@@ -374,25 +452,25 @@ class ConsumeQueues:
         """
         gone = [key for key in self.table if key[0] == topic]
         self._held.add(topic)
-        folders, files = [], []
+        files: list[LogFiles] = []
         for key in gone:
             queue = self.table.pop(key)
             self.unwritten.pop(queue, None)
-            files.append(queue.files)
-            if self._disk.is_directory(queue.files.directory):
-                folders.append(queue.files.directory)
-        for queue_files in files:
-            for start in queue_files.starts:
-                self.unsynced.pop(queue_files.path(start), None)
-            queue_files.remove_from(-1)
+            files += queue.file_runs()
+        folders = [run.directory for run in files if self._disk.is_directory(run.directory)]
+        for run in files:
+            for start in run.starts:
+                self.unsynced.pop(run.path(start), None)
+            run.remove_from(-1)
         await self._disk.sync([], directories=folders)
         self.changed_directories.difference_update(folders)
-        parent = f"{self.directory}/{topic}"
         for folder in folders:
             self._disk.remove_directory(folder)
-        if self._disk.is_directory(parent) and not self._disk.list_directory(parent):
-            self.changed_directories.discard(parent)
-            self._disk.remove_directory(parent)
-        self.changed_directories.add(self.directory)
+        for root in [self.directory] if self._ext is None else [self.directory, self._ext.directory]:
+            parent = f"{root}/{topic}"
+            if self._disk.is_directory(parent) and not self._disk.list_directory(parent):
+                self.changed_directories.discard(parent)
+                self._disk.remove_directory(parent)
+                self.changed_directories.add(root)
         self._held.discard(topic)
         return len(gone)

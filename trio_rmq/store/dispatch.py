@@ -107,18 +107,21 @@ class Dispatcher:
         """
         if not is_consumable(record.sys_flag):
             return
-        self._put(record, record.topic, record.queue_id, record.queue_offset)
+        self._put(record, record.topic, record.queue_id, record.queue_offset, units=True)
         if self._more_queues is not None:
             for name, offset in self._more_queues(record.properties):
                 self._put(record, name, 0, offset)
 
-    def _put(self, record: CheckedRecord, topic: str, queue_id: int, offset: int) -> None:
+    def _put(self, record: CheckedRecord, topic: str, queue_id: int, offset: int, *, units: bool = False) -> None:
         if record.physical_offset < self._fences.get(topic, 0):
             return
         queue = self._queues.make(topic, queue_id)
         if offset != queue.next_offset and (self._has_entry(queue, record) or not self._fit(queue, offset)):
             return
-        put_entry(self._queues, queue, record.physical_offset, record.size_bytes, entry_tags_code(record, self._delays))
+        code = entry_tags_code(record, self._delays)
+        if units and queue.ext is not None and queue.ext.writes:
+            code = queue.ext.put(code, record.store_timestamp_ms, None)  # which filters there were is not known here
+        put_entry(self._queues, queue, record.physical_offset, record.size_bytes, code)
         queue.visible = queue.next_offset
         self.dispatched += 1
 

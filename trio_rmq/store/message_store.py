@@ -9,7 +9,6 @@ survives a power loss.  Under SYNC_FLUSH a record becomes visible to readers aft
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from logging import getLogger
@@ -18,140 +17,35 @@ import msgspec
 import trio
 
 from trio_rmq.config import MessageStoreConfig
-from trio_rmq.errors import StoreError, StoreFailedError, StoreLockedError
-from trio_rmq.limits import STORE_HANDLES_MAX
-from trio_rmq.store.append import Appender, Staged
-from trio_rmq.store.checkpoint import Checkpoint
-from trio_rmq.store.commit_log import CommitLog
-from trio_rmq.store.consume_queue import ConsumeQueues
+from trio_rmq.errors import StoreError, StoreLockedError
+from trio_rmq.store.append import BitMapOf
+from trio_rmq.store.consume_queue_ext import AcceptEntry
 from trio_rmq.store.disk import Disk
-from trio_rmq.store.dispatch import DelayLevels
-from trio_rmq.store.flush import LogFlusher, QueueFlusher
-from trio_rmq.store.index import Index
-from trio_rmq.store.json_files import ConfigFile
-from trio_rmq.store.log_files import FileHandles
 from trio_rmq.store.messages import AppendResult, GetResult, NewMessage, QueryResult, StoreStatistics
-from trio_rmq.store.multi_dispatch import MultiDispatch, dispatched_to
-from trio_rmq.store.reading import Reader
-from trio_rmq.store.recovery import Progress, Recovered, Recovery
-from trio_rmq.store.retention import Retention
+from trio_rmq.store.parts import StoreParts
+from trio_rmq.store.recovery import Progress, Recovery
 from trio_rmq.wire.ids import NO_HOST, Host
 
 _log = getLogger(__name__)
 
-OnArrival = Callable[[str, int, int, int], None]
-"""(topic, queue id, max offset of the queue, tags code) of a message that became visible."""
 
-
-class MessageStore:
+class MessageStore(StoreParts):
     """An open store; made by `open_message_store`.
 
     Queue offsets count messages of one queue; physical offsets are bytes of the log; times are ms since 1970.
     """
 
-    def __init__(self, config: MessageStoreConfig, disk: Disk, store_host: Host) -> None:
-        root = config.store_path_root_dir
-        self._disk = disk
-        self._root = root
-        self._changed_directories: set[str] = set()
-        self._handles = FileHandles(disk, STORE_HANDLES_MAX)
-        self._log = CommitLog(
-            disk, self._handles, config.commit_log_folder, config.mapped_file_size_commit_log, self._changed_directories
-        )
-        self._queues = ConsumeQueues(disk, self._handles, f"{root}/consumequeue", config.mapped_file_size_consume_queue)
-        self._delays = DelayLevels(config.message_delay_level)
-        self._checkpoint = Checkpoint(disk, f"{root}/checkpoint")
-        self._check_body_crc = config.check_crc_on_recover
-        self.sync_flush = config.sync_flush
-        """Whether records become visible, and `wait_durable` returns, only after their sync."""
-        self._appender = Appender(
-            self._log,
-            self._queues,
-            self._delays,
-            store_host=store_host,
-            body_size_max=config.max_message_size,
-            wrote=self._wrote,
-            failed=self._fail,
-        )
-        put: Appender | MultiDispatch = self._appender
-        if config.enable_multi_dispatch:
-            put = MultiDispatch(self._appender, self._queues, queues_max=config.max_lmq_consume_queue_num)
-        self._put = put.append
-        self.dispatches_to_many = config.enable_multi_dispatch
-        """Whether a message may enter more queues than its own."""
-        self._more_queues = dispatched_to if config.enable_multi_dispatch else None
-        self._log_flusher = LogFlusher(
-            disk,
-            self._log,
-            self._checkpoint,
-            self._changed_directories,
-            sync_flush=self.sync_flush,
-            interval_seconds=config.flush_interval_commit_log / 1000,
-            thorough_seconds=config.flush_commit_log_thorough_interval / 1000,
-            least_pages=config.flush_commit_log_least_pages,
-            last_time_ms=lambda: self._appender.last_time_ms,
-            entries=lambda: self._entries,
-            synced=self._on_synced,
-            failed=self._fail,
-        )
-        self._index: Index | None = None
-        if config.message_index_enable:
-            self._index = Index(
-                disk,
-                self._handles,
-                self._log,
-                self._checkpoint,
-                f"{root}/index",
-                slot_count=config.max_hash_slot_num,
-                item_count=config.max_index_num,
-                visible_end=lambda: self.max_physical_offset,
-                synced_end=lambda: self._log_flusher.synced_offset,
-                fence=lambda topic: self._fences.get(topic, 0),
-            )
-        self._query_count_max = config.max_msgs_num_batch
-        self._queue_flusher = QueueFlusher(
-            disk,
-            self._log,
-            self._queues,
-            self._checkpoint,
-            synced_place=lambda: self._log_flusher.synced_place,
-            interval_seconds=config.flush_interval_consume_queue / 1000,
-            thorough_seconds=config.flush_consume_queue_thorough_interval / 1000,
-            least_pages=config.flush_consume_queue_least_pages,
-            visible_time_ms=lambda: self._visible_time_ms,
-            before_sync=None if self._index is None else self._index.flush,
-        )
-        self.reader = Reader(
-            self._log,
-            self._queues,
-            count_max=config.max_transfer_count_on_message_in_memory,
-            bytes_max=config.max_transfer_bytes_on_message_in_memory,
-            check_crc=config.check_crc_on_pull,
-            end=lambda: self.max_physical_offset,
-        )
-        """Look-ups of single entries and records besides those below."""
-        self._retention = Retention(
-            disk,
-            self._log,
-            self._queues,
-            self._index,
-            config,
-            synced_end=lambda: self._log_flusher.synced_offset,
-            refuse=self._refuse,
-        )
-        self._entries = 0
-        self._unsynced: deque[tuple[int, int, Staged]] = deque()
-        self._visible_time_ms = 0
-        self._failed_event = trio.Event()
-        self._fences_file = ConfigFile(f"{root}/config/topicFences.json", disk=disk)
-        self._fences: dict[str, int] = {}
-        self._lock_handle: int | None = None
-        self.failure: StoreFailedError | None = None
-        """Why the store takes no more messages, or None."""
-        self.recovered: Recovered | None = None
-        """What opening found."""
-        self.on_arrival: OnArrival | None = None
-        """Called for each message at the moment it becomes visible, in order; must not wait, append or raise."""
+    @property
+    def bit_map_of(self) -> BitMapOf | None:
+        """Makes the bit map for a message's unit when entries have such; must not wait, append or raise.
+
+        Messages whose entries a start makes again have none.
+        """
+        return self._appender.bit_map_of
+
+    @bit_map_of.setter
+    def bit_map_of(self, bit_map_of: BitMapOf | None) -> None:
+        self._appender.bit_map_of = bit_map_of
 
     # Writing -----------------------------------------------------------------------------------------------------
 
@@ -207,12 +101,15 @@ class MessageStore:
         max_bytes: int | None = None,
         tags_codes: frozenset[int] | None = None,
         accept: Callable[[bytes], bool] | None = None,
+        accept_entry: AcceptEntry | None = None,
     ) -> GetResult:
         """The messages of a queue from `offset` on: at most `max_count`, and `max_bytes` unless one alone is larger.
 
         Both bounds are also bounded by the configuration (32 messages, 256 KiB).  `tags_codes` keeps the messages
-        whose tags code is among them, `accept` those whose record it takes.  Statuses and `next_begin_offset` are
-        those of RocketMQ's getMessage.  With checkCRCOnPull StoreCorruptError when the next message is damaged.
+        whose tags code is among them, `accept` those whose record it takes; where entries have units (extension files)
+        a record is not even read when `accept_entry` does not take its bit map and store time.  Statuses and
+        `next_begin_offset` are those of RocketMQ's getMessage.  With checkCRCOnPull StoreCorruptError when the next
+        message is damaged.
         """
         return self.reader.get_messages(
             topic,
@@ -222,6 +119,7 @@ class MessageStore:
             max_bytes=max_bytes,
             tags_codes=tags_codes,
             accept=accept,
+            accept_entry=accept_entry,
         )
 
     def record_at(self, physical_offset: int) -> bytes | None:
@@ -271,11 +169,6 @@ class MessageStore:
     def min_physical_offset(self) -> int:
         """Where the oldest log file begins."""
         return self._log.min_offset
-
-    @property
-    def max_physical_offset(self) -> int:
-        """The end of the visible log."""
-        return self._log_flusher.synced_offset if self.sync_flush else self._log.position
 
     def queues(self) -> Iterable[tuple[str, int]]:
         """(topic, queue id) of every queue that ever got a message, in no particular order; a snapshot."""
@@ -416,51 +309,6 @@ class MessageStore:
             if self._lock_handle is not None:
                 self._disk.close(self._lock_handle)
                 self._lock_handle = None
-
-    # Between the parts -------------------------------------------------------------------------------------------
-
-    def _count_entries(self) -> None:
-        """After queues came or went otherwise than by appends: what was synced before must be counted anew."""
-        self._entries = sum([queue.next_offset for queue in self._queues.table.values()])
-        self._log_flusher.synced_place = None
-
-    def _wrote(self, end: int, staged: Staged) -> None:
-        self._entries += len(staged)
-        if self.sync_flush:
-            self._unsynced.append((end, self._appender.last_time_ms, staged))
-        else:
-            self._visible_time_ms = self._appender.last_time_ms
-            self._publish(staged)
-        self._log_flusher.wrote()
-
-    def _on_synced(self, offset: int) -> None:
-        unsynced = self._unsynced
-        while unsynced and unsynced[0][0] <= offset:
-            _, self._visible_time_ms, staged = unsynced.popleft()
-            self._publish(staged)
-
-    def _publish(self, staged: Staged) -> None:
-        for queue, _ in staged:
-            queue.visible += 1
-        self._queue_flusher.wrote()
-        if self._index is not None:
-            self._index.wrote()
-        on_arrival = self.on_arrival
-        if on_arrival is not None:
-            for queue, code in staged:
-                on_arrival(queue.topic, queue.queue_id, queue.visible, code)
-
-    def _refuse(self, sentence: str | None) -> None:
-        if self.failure is None:
-            self._appender.refusal = sentence
-
-    def _fail(self, reason: StoreFailedError) -> None:
-        if self.failure is None:
-            _log.critical("the store failed and takes no more messages: %s", reason)
-            self.failure = reason
-            self._appender.refusal = str(reason)
-            self._log_flusher.fail(reason)
-            self._failed_event.set()
 
 
 @asynccontextmanager

@@ -8,11 +8,12 @@ Source of the statuses and of the next offset: RocketMQ DefaultMessageStore.getM
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from trio_rmq.errors import ProtocolError
 from trio_rmq.store.commit_log import CommitLog
 from trio_rmq.store.consume_queue import ENTRY, ENTRY_SIZE_BYTES, FILLER_SIZE, ConsumeQueue, ConsumeQueues
+from trio_rmq.store.consume_queue_ext import TAKEN, AcceptEntry
 from trio_rmq.store.messages import GetResult, GetStatus
 from trio_rmq.store.served import undamaged
 from trio_rmq.wire.record import (
@@ -67,6 +68,7 @@ class Reader:
         max_bytes: int | None = None,
         tags_codes: frozenset[int] | None = None,
         accept: Callable[[bytes], bool] | None = None,
+        accept_entry: AcceptEntry | None = None,
     ) -> GetResult:
         """See `MessageStore.get_messages`."""
         queue = self._queues.table.get((topic, queue_id))
@@ -76,7 +78,7 @@ class Reader:
         end = queue.visible
         begin = queue.min_offset(self._log.min_offset)
         if begin <= offset < end:
-            result = self._get(queue, offset, begin, end, max_count, max_bytes, tags_codes, accept)
+            result = self._get(queue, offset, begin, end, max_count, max_bytes, tags_codes, accept, accept_entry)
         elif end == 0:
             result = GetResult(GetStatus.NO_MESSAGE_IN_QUEUE, 0, begin, end)
         elif offset < begin:
@@ -105,6 +107,7 @@ class Reader:
         max_bytes: int | None,
         tags_codes: frozenset[int] | None,
         accept: Callable[[bytes], bool] | None,
+        accept_entry: AcceptEntry | None,
     ) -> GetResult:
         count_max = max(1, min(max_count, self._count_max))
         bytes_max = self._bytes_max if max_bytes is None else min(max_bytes, self._bytes_max)
@@ -115,13 +118,17 @@ class Reader:
             return GetResult(GetStatus.OFFSET_FOUND_NULL, next_offset, begin, end)
         if len(data) % ENTRY_SIZE_BYTES:
             data = data[: -(len(data) % ENTRY_SIZE_BYTES)]
+        entries: Iterable[tuple[int, int, int]] = ENTRY.iter_unpack(data)
+        if filtered and queue.ext is not None:
+            entries = queue.ext.select(data, tags_codes, accept_entry)
+            tags_codes = TAKEN
         status = GetStatus.NO_MATCHED_MESSAGE
         file_size = self._log.files.file_size
         picked: list[tuple[int, int]] = []
         records: list[bytes] = []
         total = seen = 0
         skip_below = -1
-        for physical, size, code in ENTRY.iter_unpack(data):
+        for physical, size, code in entries:
             if picked and (len(picked) >= count_max or total + size > bytes_max):
                 break
             seen += 1
@@ -222,13 +229,14 @@ class Reader:
             return None
         data = queue.read(offset, min(count_max, queue.visible - offset))
         whole = len(data) - len(data) % ENTRY_SIZE_BYTES
-        return [entry for entry in ENTRY.iter_unpack(data[:whole]) if entry[1] != FILLER_SIZE]
+        return _with_tags_codes(queue, [entry for entry in ENTRY.iter_unpack(data[:whole]) if entry[1] != FILLER_SIZE])
 
     def entries(self, topic: str, queue_id: int, offset: int, max_count: int) -> list[tuple[int, int, int]]:
         """(physical offset, record size, tags code) of visible entries from `offset` on; a filler has FILLER_SIZE."""
         queue = self._queues.table.get((topic, queue_id))
         data = b"" if queue is None else queue.read(offset, max_count)
-        return list(ENTRY.iter_unpack(data[: len(data) - len(data) % ENTRY_SIZE_BYTES]))
+        entries = list(ENTRY.iter_unpack(data[: len(data) - len(data) % ENTRY_SIZE_BYTES]))
+        return entries if queue is None else _with_tags_codes(queue, entries)
 
     def records(self, places: list[tuple[int, int]]) -> list[StoredMessage | None]:
         """The records at these (physical offset, size), in order; None for one that is gone or damaged."""
@@ -295,3 +303,9 @@ class Reader:
             else:
                 high = middle
         return low
+
+
+def _with_tags_codes(queue: ConsumeQueue, entries: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Entries with the tags codes that their units hold, where they have such."""
+    ext = queue.ext
+    return entries if ext is None else [(physical, size, ext.tags_code(code)) for physical, size, code in entries]
