@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from trio_rmq.store.offline.rebuild import Rebuilt
     from trio_rmq.store.offline.verify import Verified
 
-FINDINGS_SHOWN = 200
+FINDINGS_SHOWN = 50
 """Findings that verify prints for a person; --json has all that were kept."""
 
 store_app = typer.Typer(

@@ -10,6 +10,7 @@ inside a range that a finding names, or zero.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 
@@ -18,7 +19,6 @@ from trio_rmq.store.offline.findings import Findings
 from trio_rmq.store.offline.folder import Progress, StoreFolder
 from trio_rmq.store.recovery import TORN
 from trio_rmq.wire.ids import Host, host_text
-from trio_rmq.wire.properties import NAME_VALUE_SEPARATOR, PROPERTY_SEPARATOR
 from trio_rmq.wire.record import (
     BLANK_SIZE_BYTES,
     MAGIC_BLANK,
@@ -46,8 +46,8 @@ KNOWN_SYS_FLAGS = 0x7FF
 """The bits of sysFlag that 4.9 or 5.x give a meaning."""
 
 _RECORDS_A_REPORT = 2000
-_NAME_VALUE = NAME_VALUE_SEPARATOR.encode()
-_PROPERTY_END = PROPERTY_SEPARATOR.encode()
+_NAMELESS = re.compile(b"(?:^|\x02)[^\x01\x02]+(?:\x02|$)")
+"""A part of the properties between their ends (byte 2) without a name before byte 1."""
 
 
 class LogCheck:
@@ -310,6 +310,8 @@ class LogCheck:
 
     def _compare_hosts(self, odd: int) -> None:
         """Note the one of three neighbouring records that alone has another store host."""
+        if self._hosts[0][0] == self._hosts[1][0] == self._hosts[2][0]:
+            return
         (host, offset), *others = self._hosts[odd], *(self._hosts[n] for n in range(3) if n != odd)
         if others[0][0] == others[1][0] != host:
             what = f"its store host {host_text(host)} is not that of its neighbours, {host_text(others[0][0])}"
@@ -346,7 +348,7 @@ def _impossible(record: StoredMessage, is_half: Callable[[int], bool]) -> Iterat
             properties.decode()
         except UnicodeDecodeError:
             yield "its properties are no UTF-8"
-        if any(part and _NAME_VALUE not in part for part in properties.split(_PROPERTY_END)):
+        if _NAMELESS.search(properties) is not None:
             yield "its properties have a part without a name"
 
 
