@@ -23,6 +23,9 @@ from trio_rmq.wire.heartbeat import BROADCASTING, ConsumerData, SubscriptionData
 
 logger = logging.getLogger(__name__)
 
+EXAMPLES_MAX = 4
+"""Most members named by the warning of different subscriptions, each with one of its own: a header carries it."""
+
 
 @dataclass(slots=True)
 class Member:
@@ -120,9 +123,10 @@ class Members:
         if group.warned == key:
             return
         group.warned = key
+        examples = {member.subscriptions: member for member in reversed(list(group.members.values()))}
         who = "; ".join(
             f"{member.client_id} to {', '.join(f'{topic} {text!r}' for topic, text, _ in member.subscriptions)}"
-            for member in group.members.values()
+            for member in list(reversed(examples.values()))[:EXAMPLES_MAX]
         )
         group.problem = (
             f"members of group {group.name} subscribe differently, so messages will be missed: {who}; "
@@ -194,6 +198,7 @@ class Members:
             return
         if group.members:
             self._notify(group)
+            self._warn_of_differences(group)
         else:
             del self._consumers[name]
             if self.on_deserted is not None:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, BinaryIO
 
-import anyio
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
 from trio_rmq import __version__
-from trio_rmq.cli.host import default_name_servers
+from trio_rmq.cli.asking import Level, Server, name_servers, run_on_trio
+from trio_rmq.cli.groups import group_app
 from trio_rmq.cli.logs import set_up_logging
 from trio_rmq.cli.parts import read_parts, separator_bytes
 from trio_rmq.cli.store import store_app
@@ -32,7 +32,6 @@ from trio_rmq.remoting.client import RemotingClient
 from trio_rmq.wire.command import SerializeType
 from trio_rmq.wire.ids import UniqueIdGenerator
 
-LOCAL_NAME_SERVER = "127.0.0.1:9876"
 DOUBLES_KEPT = 1_000_000
 """Unique ids that `receive` remembers: far more than a writer has in flight, which is what a retry can double."""
 
@@ -43,20 +42,17 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+app.add_typer(group_app)
 app.add_typer(store_app)
 _ELSEWHERE = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 """The servers parse their own words; here they only stand in the list."""
 
-Server = Annotated[
-    str, typer.Option("-n", "--server", metavar="ADDRS", help="name servers, host:port or ws://host:port")
-]
 Separator = Annotated[str, typer.Option(help=r"what stands between messages; \n \t \0 \xHH are understood")]
 Queue = Annotated[int | None, typer.Option(min=0, help="this queue only")]
 Broker = Annotated[str | None, typer.Option(help="this broker only, by its name")]
 RetryFor = Annotated[
     float, typer.Option(min=0, metavar="SECONDS", help="how long a server that is away is tried again")
 ]
-Level = Annotated[str, typer.Option("--log-level", help="DEBUG, INFO, WARNING or ERROR")]
 LogFile = Annotated[str | None, typer.Option("--log-file", metavar="FILE", help="write the log there, not to stderr")]
 
 
@@ -140,7 +136,7 @@ def send(
         async with RemotingClient(serialize_type=SerializeType.ROCKETMQ) as client:
             writer = QueueWriter(
                 client,
-                _addresses(server),
+                name_servers(server),
                 topic,
                 next_unique_id=lambda: ids.next_id(wall_ms()),
                 wall_ms=wall_ms,
@@ -161,7 +157,7 @@ def send(
                 if not few:
                     _say_written(writer.statistics)
 
-    _run(run)
+    run_on_trio(run)
 
 
 async def _words(text: Sequence[str]) -> AsyncIterator[Sequence[bytes]]:
@@ -228,7 +224,7 @@ def receive(
         async with RemotingClient(serialize_type=SerializeType.ROCKETMQ) as client:
             reader = QueueReader(
                 client,
-                _addresses(server),
+                name_servers(server),
                 topic,
                 group=group or "TRIO_RMQ_RECEIVE",
                 queue_id=queue,
@@ -264,20 +260,4 @@ def receive(
         line = f"received {written} messages"
         print(f"{line}; {doubles} doubles left out" if doubles else line, file=sys.stderr)
 
-    _run(run)
-
-
-def _addresses(server: str) -> list[str]:
-    text = server or default_name_servers() or LOCAL_NAME_SERVER
-    return [part for part in text.replace(",", ";").split(";") if part.strip()]
-
-
-def _run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run `main` on Trio; a single error comes out of the groups it was wrapped in."""
-    try:
-        anyio.run(main, backend="trio")
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        raise error from None
+    run_on_trio(run)

@@ -110,7 +110,7 @@ class HeartbeatHandlers:
         )
 
     def consumer_connections(self, session: Session, request: Command) -> Command:
-        """203: a consumer group's connections and subscriptions; 206 when nobody is online."""
+        """203: a consumer group's connections and subscriptions, and in the remark what is wrong; 206 for none."""
         header = request.decode_header(headers.GetConsumerConnectionListRequestHeader)
         group = self._members.consumer_group(header.consumer_group)
         if group is None:
@@ -118,6 +118,7 @@ class HeartbeatHandlers:
                 ResponseCode.CONSUMER_NOT_ONLINE, f"the consumer group[{header.consumer_group}] not online"
             )
         return request.reply(
+            remark=group.problem or None,
             body=encode_consumer_connection(
                 ConsumerConnection(
                     connection_set=list(map(_connection, group.members.values())),
@@ -126,7 +127,7 @@ class HeartbeatHandlers:
                     message_model=group.message_model,
                     subscription_table=group.subscriptions,
                 )
-            )
+            ),
         )
 
     def producer_connections(self, session: Session, request: Command) -> Command:
