@@ -23,9 +23,17 @@ from trio_rmq.client.pull_consumer import PullConsumer
 from trio_rmq.client.push_consumer import PushConsumer
 from trio_rmq.client.queue_choice import QueueSelector, select_by_hash, select_by_machine_room, select_randomly
 from trio_rmq.client.send_interceptors import Sending, SendInterceptor
+from trio_rmq.client.transaction_producer import (
+    CheckListener,
+    LocalTransaction,
+    TransactionProducer,
+    TransactionSendResult,
+    TransactionState,
+)
 
 __all__ = [
     "AutoBatch",
+    "CheckListener",
     "Compression",
     "CompressionType",
     "ConsumeLater",
@@ -35,6 +43,7 @@ __all__ = [
     "Interceptor",
     "LitePullConsumer",
     "LocalOffsetStore",
+    "LocalTransaction",
     "Message",
     "MessageQueue",
     "Producer",
@@ -49,6 +58,9 @@ __all__ = [
     "SendResult",
     "SendStatus",
     "Sending",
+    "TransactionProducer",
+    "TransactionSendResult",
+    "TransactionState",
     "in_thread",
     "select_by_hash",
     "select_by_machine_room",

@@ -75,7 +75,9 @@ class AutoBatcher:
         self._gathered_bytes = 0
 
     def takes(self, message: Message) -> bool:
-        """Whether the message is one for a batch: small enough, and there is room."""
+        """Whether the message is one for a batch: small enough, wanted at once, and there is room."""
+        if message.deliver_at_ms is not None or message.delay_ms is not None:
+            return False
         size = len(message.body)
         return size < self._settings.size_bytes and self._gathered_bytes + size <= GATHERED_BYTES_MAX
 

@@ -25,7 +25,8 @@ RESERVED_PROPERTIES = frozenset({
     "TRACE_ON", "MSG_REGION", "KEYS", "TAGS", "WAIT", "DELAY", "RETRY_TOPIC", "REAL_TOPIC", "REAL_QID", "TRAN_MSG",
     "PGROUP", "MIN_OFFSET", "MAX_OFFSET", "BUYER_ID", "ORIGIN_MESSAGE_ID", "TRANSFER_FLAG", "CORRECTION_FLAG",
     "MQ2_FLAG", "RECONSUME_TIME", "UNIQ_KEY", "MAX_RECONSUME_TIMES", "CONSUME_START_TIME", "POP_CK", "INSTANCE_ID",
-    "CORRELATION_ID", "REPLY_TO_CLIENT", "TTL", "MSG_TYPE", "CLUSTER", "__SHARDINGKEY",
+    "CORRELATION_ID", "REPLY_TO_CLIENT", "TTL", "MSG_TYPE", "CLUSTER", "__SHARDINGKEY", "TIMER_DELIVER_MS",
+    "TIMER_DELAY_MS", "TIMER_DELAY_SEC", "TIMER_OUT_MS", "TIMER_DEL_UNIQKEY", "__transactionId__",
 })  # fmt: skip
 """Property names with a meaning of their own; set them through the fields of Message."""
 
@@ -47,6 +48,11 @@ class Message:
     wait_store: bool = True
     """Whether the broker answers only after the message is stored as safely as it is configured to."""
     sharding_key: str | None = None
+    deliver_at_ms: int | None = None
+    """When it is to be delivered, in ms since 1970 by the broker's clock; `SendResult.recall_handle` takes it back."""
+    delay_ms: int | None = None
+    """How long after it was stored it is to be delivered; counts more than `deliver_at_ms`.  Both need a broker that
+    has timers: ours, or RocketMQ's from 5.0 on; an older one delivers at once."""
 
     def check(self, body_size_max_bytes: int = BODY_SIZE_MAX_BYTES) -> None:
         """ClientError when a broker would refuse the message, with the mend."""
@@ -79,6 +85,10 @@ class Message:
                 text += _field(prop.KEYS, keys)
         if self.sharding_key:
             text += _field(prop.SHARDING_KEY, self.sharding_key)
+        if self.delay_ms is not None:
+            text += f"\x02{prop.TIMER_DELAY_MS}\x01{self.delay_ms}"
+        elif self.deliver_at_ms is not None:
+            text += f"\x02{prop.TIMER_DELIVER_MS}\x01{self.deliver_at_ms}"
         if self.properties:
             text += "".join([f"\x02{name}\x01{value}" for name, value in self.properties.items()])
         if own:
@@ -127,6 +137,8 @@ class SendResult(msgspec.Struct, frozen=True):
     region_id: str = "DefaultRegion"
     """Where the broker says it is; a part of message traces."""
     trace_on: bool = True
+    recall_handle: str | None = None
+    """Takes back a message that waits for its time (`Producer.recall`); of other messages None."""
     """Whether the broker wants messages traced."""
 
     @property

@@ -26,15 +26,18 @@ from trio_rmq.client.namespace import with_namespace
 from trio_rmq.client.outgoing import Outgoing, OutgoingMaker
 from trio_rmq.client.presence import ProducerPresence
 from trio_rmq.client.queue_choice import QueueSelector, QueueTurns, select_by_hash
+from trio_rmq.client.recall_handle import broker_of_handle
 from trio_rmq.client.route_cache import TEMPLATE_QUEUES, RouteCache
 from trio_rmq.client.send_interceptors import SendInterceptor
 from trio_rmq.client.sending import Sender, SendSettings
-from trio_rmq.errors import ClientError
+from trio_rmq.errors import ClientError, ResponseError
 from trio_rmq.limits import BODY_SIZE_MAX_BYTES
 from trio_rmq.remoting.client import RemotingClient
 from trio_rmq.remoting.connection import Connection, ConnectionGroup
-from trio_rmq.wire.command import SerializeType
+from trio_rmq.wire.codes import RequestCode, ResponseCode
+from trio_rmq.wire.command import Command, SerializeType
 from trio_rmq.wire.groups import MessageQueue
+from trio_rmq.wire.headers import RecallMessageRequestHeader, RecallMessageResponseHeader
 
 GOODBYE_SECONDS = 1.0
 """Longest goodbye to the brokers when a producer closes."""
@@ -184,6 +187,23 @@ class Producer:
         self._check_open()
         outgoing = make_batch(self._maker, messages)
         return await self._sender.send(outgoing, messages, queue=queue, timeout_seconds=timeout_seconds)
+
+    async def recall(self, topic: str, recall_handle: str, *, timeout_seconds: float = 3.0) -> str:
+        """Take back a message that waits for its time; its id.  From then on it is not delivered.
+
+        ResponseError 604 when the time has come, or the handle is none of this topic; RemotingError without an answer.
+        """
+        self._check_open()
+        name = with_namespace(self.namespace, topic)
+        address = await self._sender.master_address(name, broker_of_handle(recall_handle))
+        header = RecallMessageRequestHeader(
+            producer_group=with_namespace(self.namespace, self.group), topic=name, recall_handle=recall_handle
+        )
+        command = Command(RequestCode.RECALL_MESSAGE, header=header)
+        answer = await self._remoting.request(address, command, timeout_seconds)
+        if answer.code != ResponseCode.SUCCESS:
+            raise ResponseError(answer.code, answer.remark, address=address)
+        return answer.decode_header(RecallMessageResponseHeader).msg_id
 
     # -- queues -------------------------------------------------------------------------------------------------
 

@@ -57,6 +57,7 @@ class _Answer(msgspec.Struct, rename="camel", gc=False):
     queue_offset: int
     transaction_id: str | None = None
     batch_uniq_id: str | None = None
+    recall_handle: str | None = None
     region_id: str = msgspec.field(default="DefaultRegion", name="MSG_REGION")
     trace_on: str = msgspec.field(default="true", name="TRACE_ON")
 
@@ -276,6 +277,7 @@ class Sender:
             header.transaction_id,
             header.region_id,
             header.trace_on != "false",
+            header.recall_handle,
         )
 
     async def _oneway_once(self, outgoing: Outgoing, queue: MessageQueue, address: str) -> None:
