@@ -296,6 +296,7 @@ RULES = [
         "an event, a condition or a deadline: nothing polls where an event can wake",
         {
             "trio_rmq/broker/server.py": "once, after the store failed: senders get their refusals before it ends",
+            "trio_rmq/broker/timers.py": "a growing pause after the store refused a message",
             "trio_rmq/broker/delay.py": "until a level's next message is due; before a save; a pause when refused",
             "trio_rmq/broker/members.py": "until the first client can have expired; an event when there is none",
             "trio_rmq/broker/stats.py": "between samples: rates need a look at fixed times",
@@ -324,6 +325,7 @@ RULES = [
             "trio_rmq/remoting/session.py": "the session boundary: a defect is logged and answered SYSTEM_ERROR",
             "trio_rmq/remoting/connection.py": "the same boundary for a client's handlers of requests from the broker",
             "trio_rmq/client/listening.py": "a listener is the user's: whatever it raises brings its messages back",
+            "trio_rmq/client/transaction_producer.py": "a user's function: whatever it raises leaves its end unknown",
             "trio_rmq/client/auto_batch.py": "an interceptor is the user's: what it raises goes to the batch's senders",
             "trio_rmq/client/concurrent_consuming.py": "the same; its calls are not one by one in a function's try",
         },

@@ -109,3 +109,6 @@ QUEUE_ENTRIES_SHOWN_MAX = 10_000
 
 STATS_KEYS_MAX = 200_000
 """Most pairs of topic and group whose gets are counted: some 60 MB; further ones are served, but have no rate."""
+
+TIMERS_IN_MEMORY_MAX = 4_000_000
+"""Most pending timers kept in memory, some 10 bytes each; of more only the next ones, the others in the timer queue."""

@@ -79,6 +79,16 @@ class BrokerConfig(Struct, kw_only=True, rename=key_of_field):
     compressed_register: bool = False
     flush_consumer_offset_interval: Positive = 5000
     """Milliseconds between two writes of consumerOffset.json."""
+    transaction_time_out: NotNegative = 6000
+    """A half message this old, in milliseconds, is asked about, unless it says another time itself."""
+    transaction_check_interval: Positive = 60_000
+    """Milliseconds from one check of a half message to the next."""
+    transaction_check_max: PositiveInt32 = 15
+    """After so many checks a half message is parked in TRANS_CHECK_MAX_TIME_TOPIC."""
+    reject_transaction_message: bool = False
+    """Whether transactional messages are refused."""
+    recall_message_enable: bool = True
+    """Whether messages that wait for their time can be taken back (5.x, where it is off)."""
     channel_expired_timeout: Positive = 120_000
     """A client silent for this many milliseconds leaves its groups (fixed in 4.9, a key in 5.x)."""
 
@@ -140,6 +150,10 @@ class MessageStoreConfig(Struct, kw_only=True, rename=key_of_field):
     """Per cent of memory that the newest messages are taken to be cached in."""
     message_delay_level: str = "1s 5s 10s 30s 1m 2m 3m 4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h"
     """The delays of the levels from 1 on; units s, m, h and d."""
+    timer_wheel_enable: bool = True
+    """Whether messages may ask for a time of delivery (a key of 5.x)."""
+    timer_max_delay_sec: PositiveInt32 = 259_200
+    """Furthest such time, in seconds from now: three days (5.x)."""
     flush_delay_offset_interval: Positive = 10_000
     """Longest time from the delivery of a delayed message to the saving of how far its level is; ours saves after a
     second already."""

@@ -327,13 +327,6 @@ async def test_a_retried_message_becomes_a_dead_letter_at_the_limit(autojump_clo
         assert answer.code == ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST
 
 
-async def test_transactional_messages_are_refused_until_they_are_served(autojump_clock: MockClock) -> None:
-    async with one_broker() as (_, client):
-        await client.create_topic()
-        assert (await client.send(properties="TRAN_MSG\x01true")).code == ResponseCode.NO_PERMISSION
-        assert (await client.send(properties="TRAN_MSG\x01false")).code == 0
-
-
 # -- durability ---------------------------------------------------------------------------------------------------
 
 

@@ -69,13 +69,21 @@ class Members:
         """Told, at each heartbeat of a consumer, its group and subscriptions."""
         self.on_deserted: Callable[[str], None] | None = None
         """Told a consumer group whose last member left."""
+        self.on_producer_group: Callable[[str], None] | None = None
+        """Told the name of a producer group that has its first connected member."""
 
     # -- heartbeats ---------------------------------------------------------------------------------------------
 
     def heartbeat_producer(self, group: str, client_id: str, session: Session, request: Command) -> None:
         """A producer is alive."""
-        self._producers.setdefault(group, {})[client_id] = _member(client_id, session, request)
+        members = self._producers.get(group)
+        is_first = members is None
+        if members is None:
+            members = self._producers[group] = {}
+        members[client_id] = _member(client_id, session, request)
         self._somebody.set()
+        if is_first and self.on_producer_group is not None:
+            self.on_producer_group(group)
 
     def heartbeat_consumer(self, data: ConsumerData, client_id: str, session: Session, request: Command) -> str:
         """A consumer is alive; its group is told when this is news.  What is wrong with the group, or nothing."""

@@ -15,6 +15,7 @@ import trio
 
 from trio_rmq.broker.assignment import RequestModes, TopicQueues
 from trio_rmq.broker.consumer_filters import ConsumerFilters
+from trio_rmq.broker.deferring import Deferring
 from trio_rmq.broker.delay import DelayService
 from trio_rmq.broker.groups import GroupTable
 from trio_rmq.broker.handlers.admin import BrokerAdminHandlers, GroupAdminHandlers, TopicAdminHandlers
@@ -31,6 +32,8 @@ from trio_rmq.broker.handlers.query import QueryHandlers
 from trio_rmq.broker.handlers.send import SendHandlers
 from trio_rmq.broker.handlers.send_back import SendBackHandlers
 from trio_rmq.broker.handlers.stats import StatsHandlers
+from trio_rmq.broker.handlers.timer import TimerHandlers
+from trio_rmq.broker.handlers.transaction import TransactionHandlers
 from trio_rmq.broker.locks import QueueLocks
 from trio_rmq.broker.long_polling import HeldPulls
 from trio_rmq.broker.members import Members
@@ -39,7 +42,9 @@ from trio_rmq.broker.persistence import Persistence
 from trio_rmq.broker.registration import Advertised, Registration
 from trio_rmq.broker.runtime import RuntimeInfo
 from trio_rmq.broker.stats import BrokerStats
+from trio_rmq.broker.timers import Timers
 from trio_rmq.broker.topics import TopicTable
+from trio_rmq.broker.transactions import Transactions
 from trio_rmq.broker.wanted import Subscriptions
 from trio_rmq.config import BrokerConfig, MessageStoreConfig, RemotingConfig
 from trio_rmq.errors import ListenError, StoreFailedError
@@ -174,6 +179,24 @@ class _Broker:
             interval_seconds=store_config.flush_delay_offset_interval / 1000,
             save_soon=lambda: self._persistence.save_soon(),
         )
+        self._deferring = Deferring(config, store_config, max_delay_level=delay_levels)
+        self._transactions = Transactions(
+            config,
+            store,
+            self._topics,
+            self._offsets,
+            self._members,
+            self._held_pulls,
+            store_host=place.store_host,
+            reserved_ms=max(store_config.file_reserved_time, 1) * 3_600_000,
+            scheduled=self._deferring.scheduled,
+        )
+        self._timers = Timers(
+            store,
+            self._held_pulls,
+            roll_after_ms=max(store_config.file_reserved_time, 1) * 3_600_000 * 3 // 4,
+            saved=lambda: self._persistence.saved(),
+        )
         self._persistence = Persistence(
             f"{store_config.store_path_root_dir}/config",
             {
@@ -183,6 +206,7 @@ class _Broker:
                 "consumerFilter.json": self._filters,
                 "messageRequestMode.json": self._modes,
                 "delayOffset.json": self._delay.table,
+                "timerProgress.json": self._timers.progress,
             },
             interval_seconds=config.flush_consumer_offset_interval / 1000,
             disk=disk,
@@ -208,7 +232,17 @@ class _Broker:
             groups,
             store_host=self._place.store_host,
             body_size_max_bytes=self._store_config.max_message_size,
-            max_delay_level=delay_levels,
+            deferring=self._deferring,
+            make_transaction_topics=self._transactions.make_topics,
+        ).register(table)
+        TransactionHandlers(store, self._transactions).register(table)
+        TimerHandlers(
+            self._config,
+            store,
+            topics,
+            self._timers,
+            self._deferring,
+            lambda: self._store_config.timer_max_delay_sec * 1000,
         ).register(table)
         SendBackHandlers(self._config, store, topics, groups, self._stats, delay_levels=delay_levels).register(table)
         DelayHandlers(self._delay.table).register(table)
@@ -271,7 +305,11 @@ class _Broker:
             services.start_soon(self._store.run_retention)
             services.start_soon(self._stats.run)
             if self._store_config.broker_role != "SLAVE":
+                await self._transactions.load()
                 services.start_soon(self._delay.run)
+                services.start_soon(self._transactions.run)
+                await self._timers.load()
+                services.start_soon(self._timers.run)
             registration = Registration(self._config, self._topics, client, self._place.advertised)
             self._topics.on_change = lambda name: self._topic_changed(registration, name)
             self._groups.on_change = self._persistence.save_soon

@@ -138,6 +138,11 @@ class Session(ABC):
         self._post([command])
         return not self.closed
 
+    @property
+    def unwritten_bytes(self) -> int:
+        """Bytes that wait to be written: much of it means that the peer does not read."""
+        return self._outgoing_bytes
+
     async def request(self, command: Command, timeout_seconds: float) -> Command:
         """Ask the peer, and return its response, whatever its code.
 

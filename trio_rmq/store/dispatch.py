@@ -24,6 +24,12 @@ _TAGS = TAGS.encode()
 _DELAY = DELAY.encode()
 _UNKNOWN_LEVEL_MS = 1000
 
+TIMER_TOPIC = "rmq_sys_wheel_timer"
+"""Its entries hold the time of delivery, marked where the record recalls another one; 5.x looks at none of it."""
+
+TIMER_RECALL = 1 << 50
+"""Added to the time of a record that recalls another one; as a time it lies 35,000 years ahead."""
+
 
 class DelayLevels:
     """The delays of the delay topic's levels, from the text of messageDelayLevel ("1s 5s 10s ...")."""
@@ -56,11 +62,31 @@ class DelayLevels:
         return store_timestamp_ms + (self.delays_ms[level - 1] if self.delays_ms else _UNKNOWN_LEVEL_MS)
 
 
+def timer_code(properties: bytes) -> int | None:
+    """When a record of the timer topic with these properties is to be delivered, ms since 1970; None when none says.
+
+    With TIMER_RECALL added for a record that recalls another one.  Never before the time that was asked for: Apache's
+    5.x rounds TIMER_OUT_MS down to whole seconds and delivers a second later; ours is the exact time.
+    """
+    text = property_of_bytes(properties, b"TIMER_OUT_MS")
+    if text is None or not text.isdigit():
+        return None
+    due_ms = int(text)
+    if due_ms % 1000 == 0:
+        asked = property_of_bytes(properties, b"TIMER_DELIVER_MS")
+        due_ms = max(due_ms, int(asked)) if asked is not None and asked.isdigit() else due_ms + 1000
+    return due_ms if property_of_bytes(properties, b"TIMER_DEL_UNIQKEY") is None else due_ms + TIMER_RECALL
+
+
 def entry_tags_code(record: CheckedRecord, delays: DelayLevels) -> int:
     """What the entry of a record read from the log holds: the hash of its tags, or its time of delivery."""
     properties = record.properties
     if record.topic == DELAY_TOPIC:
         due = delays.deliver_time_ms(properties, record.store_timestamp_ms)
+        if due is not None:
+            return due
+    elif record.topic == TIMER_TOPIC:
+        due = timer_code(properties)
         if due is not None:
             return due
     tags = property_of_bytes(properties, _TAGS)

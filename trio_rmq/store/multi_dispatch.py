@@ -18,6 +18,7 @@ import msgspec
 from trio_rmq.limits import TOPIC_LENGTH_MAX
 from trio_rmq.store.append import Appender
 from trio_rmq.store.consume_queue import DELAY_TOPIC, ConsumeQueue, ConsumeQueues
+from trio_rmq.store.dispatch import TIMER_TOPIC
 from trio_rmq.store.messages import AppendResult, AppendStatus, NewMessage
 from trio_rmq.wire.properties import append_property, property_of, remove_property
 from trio_rmq.wire.sysflag import TRANSACTION_PREPARED
@@ -28,7 +29,7 @@ OFFSETS = "INNER_MULTI_QUEUE_OFFSET"
 SEPARATOR = ","
 LMQ_QUEUE_ID = 0
 
-_HALF_TOPIC = "RMQ_SYS_TRANS_HALF_TOPIC"
+_WAITING_TOPICS = frozenset({DELAY_TOPIC, TIMER_TOPIC, "RMQ_SYS_TRANS_HALF_TOPIC"})
 _MARK = "INNER_MULTI"
 _MARK_BYTES = _MARK.encode()
 
@@ -68,7 +69,7 @@ class MultiDispatch:
         text = remove_property(text, OFFSETS)
         names = (property_of(text, QUEUES) or "").rstrip(SEPARATOR)
         queues: dict[str, ConsumeQueue] = {}
-        if not names.strip() or message.topic in (DELAY_TOPIC, _HALF_TOPIC) or message.sys_flag & TRANSACTION_PREPARED:
+        if not names.strip() or message.topic in _WAITING_TOPICS or message.sys_flag & TRANSACTION_PREPARED:
             return self._appender.append([msgspec.structs.replace(message, properties=text)], accepted=accepted)[0]
         wanted = names.split(SEPARATOR)
         for name in wanted:

@@ -8,7 +8,7 @@ Source of the statuses and of the next offset: RocketMQ DefaultMessageStore.getM
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from trio_rmq.errors import ProtocolError
 from trio_rmq.store.commit_log import CommitLog
@@ -19,6 +19,7 @@ from trio_rmq.store.served import undamaged
 from trio_rmq.wire.record import (
     PHYSICAL_OFFSET_AT,
     RECORD_SIZE_MIN_BYTES,
+    CheckedRecord,
     RecordKind,
     StoredMessage,
     decode_record,
@@ -264,6 +265,17 @@ class Reader:
         except ProtocolError:
             return None
         return message if message.physical_offset == physical else None
+
+    def message_at(self, physical_offset: int) -> StoredMessage | None:
+        """The visible record that begins at `physical_offset`; None when none does."""
+        data = self.record_at(physical_offset)
+        return None if data is None else decode_record(data)
+
+    def records_from(self, begin: int) -> Iterator[CheckedRecord]:
+        """Each record from the one at `begin` to the log's end, bodies unchecked."""
+        for _, record in self._log.scan(max(begin, self._log.min_offset), check_body_crc=False):
+            if record.kind is RecordKind.RECORD:
+                yield record
 
     def record_at(self, physical_offset: int) -> bytes | None:
         """See `MessageStore.record_at`."""

@@ -12,10 +12,10 @@ protocol/differences.md says otherwise.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from trio_rmq.broker import names
-from trio_rmq.broker.delay import delayed_properties
+from trio_rmq.broker.deferring import Deferral, DeferredMessage, Deferring, Kind
 from trio_rmq.broker.groups import GroupTable, retries_most
 from trio_rmq.broker.topics import TopicTable, describe
 from trio_rmq.config import BrokerConfig
@@ -80,7 +80,7 @@ _CODES = {
 class SendHandlers:
     """Takes messages into the store.
 
-    `store_host` stands in every message id; `max_delay_level` is the highest level of the delay table.
+    `store_host` stands in every message id; `deferring` tells which messages are not delivered at once.
     """
 
     def __init__(
@@ -92,7 +92,8 @@ class SendHandlers:
         *,
         store_host: Host,
         body_size_max_bytes: int,
-        max_delay_level: int,
+        deferring: Deferring,
+        make_transaction_topics: Callable[[], None],
     ) -> None:
         self._config = config
         self._store = store
@@ -102,7 +103,9 @@ class SendHandlers:
         self._answer_ext = {"MSG_REGION": config.region_id, "TRACE_ON": "true" if config.trace_on else "false"}
         self._encode_reply = SendReplyEncoder(store_host, self._answer_ext).encode
         self._body_size_max = body_size_max_bytes
-        self._max_delay_level = max_delay_level
+        self._deferring = deferring
+        self._make_transaction_topics = make_transaction_topics
+        self._has_deferred = False
         self._cluster_property = f"{prop.CLUSTER}{prop.NAME_VALUE_SEPARATOR}{config.broker_cluster_name}"
         self._checked: dict[str, TopicConfig] = {}
         self._warned_topics: set[str] = set()
@@ -169,6 +172,8 @@ class SendHandlers:
         """
         if not messages:
             return 0
+        if self._has_deferred:
+            return self._append_deferred(requests, messages, replies, synced)
         waits = self._store.sync_flush
         encode = self._encode_reply
         results = self._store.append(messages)
@@ -189,6 +194,27 @@ class SendHandlers:
                 replies.append(answer)
         return _end_of(results) if waits else 0
 
+    def _append_deferred(
+        self, requests: list[Command], messages: list[NewMessage], replies: list[Reply], synced: list[Synced]
+    ) -> int:
+        """`_append` of messages some of which wait in a queue that their senders need not know."""
+        self._has_deferred = False
+        results = self._store.append(messages)
+        for request, message, result in zip(requests, messages, results, strict=True):
+            if request.is_oneway:
+                continue
+            if isinstance(message, DeferredMessage):
+                answer = self._reply(
+                    request, message.answer_queue_id, [result], message.recall_handle, message.transaction_id
+                )
+            else:
+                answer = self._reply(request, message.queue_id, [result])
+            if self._store.sync_flush and answer.code == ResponseCode.SUCCESS and message.wait_for_store:
+                synced.append((request, answer))
+            else:
+                replies.append(answer)
+        return _end_of(results)
+
     def _append_batch(
         self, session: Session, request: Command, header: SendHeader, replies: list[Reply], synced: list[Synced]
     ) -> int:
@@ -202,7 +228,14 @@ class SendHandlers:
                 replies.append(answer)
         return _end_of(results)
 
-    def _reply(self, request: Command, queue_id: int, results: list[AppendResult]) -> Command:
+    def _reply(
+        self,
+        request: Command,
+        queue_id: int,
+        results: list[AppendResult],
+        recall_handle: str | None = None,
+        transaction_id: str | None = None,
+    ) -> Command:
         first = results[0]
         if first.status is not AppendStatus.PUT_OK:
             return request.reply(_CODES[first.status], ext=self._answer_ext, remark=first.remark)
@@ -210,7 +243,11 @@ class SendHandlers:
         ids = [encode_offset_id(host, result.physical_offset) for result in results]
         return request.reply(
             header=SendMessageResponseHeader(
-                msg_id=ids[0] if len(ids) == 1 else ",".join(ids), queue_id=queue_id, queue_offset=first.queue_offset
+                msg_id=ids[0] if len(ids) == 1 else ",".join(ids),
+                queue_id=queue_id,
+                queue_offset=first.queue_offset,
+                recall_handle=recall_handle,
+                transaction_id=transaction_id,
             ),
             ext=self._answer_ext,
         )
@@ -279,10 +316,6 @@ class SendHandlers:
         sys_flag = header.sys_flag & ~HOST_FLAGS
         if topic.topic_filter_type == MULTI_TAG_FILTER:
             sys_flag |= MULTI_TAGS
-        if "TRAN_MSG\x01" in text and prop.flag_property(text, prop.TRANSACTION_PREPARED, False):
-            raise RequestError(
-                ResponseCode.NO_PERMISSION, "transactional messages are not served yet by this version; send plain ones"
-            )
         name, queue_id, reconsume_times = topic.topic_name, header.queue_id, header.reconsume_times or 0
         if queue_id < 0:
             queue_id = self._queue_id(topic, queue_id)
@@ -291,26 +324,23 @@ class SendHandlers:
             if name != topic.topic_name and "DELAY\x01" in text:  # dead
                 text = prop.with_property(text, prop.DELAY, "0")
         wait = True
-        level = 0
-        if "DELAY\x01" in text and not sys_flag & TRANSACTION_MASK:
-            level = self._delay_level(text)
-        at = -1 if level else text.find(_WAIT_TRUE)  # a delayed message keeps it, as in 4.9
+        deferral = None
+        if "DELAY\x01" in text or "TIMER_DE" in text or "TRAN_MSG\x01" in text:
+            deferral = self._deferring.of_send(text, reconsume_times)
+        at = -1 if deferral else text.find(_WAIT_TRUE)  # a deferred message keeps it, as in 4.9
         if at >= 0:  # as clients write it
             after = at + len(_WAIT_TRUE)
             if text[after : after + 1] in ("", "\x02"):
                 text = text[:at] + text[after:]
         if "WAIT\x01" in text:
             wait = prop.flag_property(text, prop.WAIT, True)
-            if not level:
+            if not deferral:
                 text = prop.remove_property(text, prop.WAIT)
         text = self._with_cluster(text)
         code = tags_code(prop.property_of(text, prop.TAGS)) if "TAGS\x01" in text else 0
-        if level:
-            text = delayed_properties(text, level, name, queue_id)
-            name, queue_id = names.SCHEDULE_TOPIC, level - 1
         if len(text) > PROPERTIES_SIZE_MAX_BYTES // 3 and len(text.encode()) > PROPERTIES_SIZE_MAX_BYTES:
             raise _properties_too_large(len(text.encode()))
-        return NewMessage(
+        message = NewMessage(
             name,
             queue_id,
             body,
@@ -324,6 +354,15 @@ class SendHandlers:
             code,
             wait,
         )
+        return message if deferral is None else self._deferred(deferral, message)
+
+    def _deferred(self, deferral: Deferral, message: NewMessage) -> NewMessage:
+        """What is stored of a message that is not to be delivered now."""
+        self._has_deferred = True
+        if deferral.kind is Kind.HALF:
+            self._make_transaction_topics()
+            message.sys_flag &= ~TRANSACTION_MASK
+        return self._deferring.deferred(deferral, message)
 
     def _with_cluster(self, text: str) -> str:
         """`text` with the CLUSTER property, in the place of one that it may have."""
@@ -332,20 +371,6 @@ class SendHandlers:
         if "CLUSTER\x01" in text:
             return prop.with_property(text, prop.CLUSTER, self._config.broker_cluster_name)
         return f"{text}{'' if text[-1] == _PROPERTY_END else _PROPERTY_END}{self._cluster_property}"
-
-    def _delay_level(self, text: str) -> int:
-        """The delay level that the properties ask for, at most the highest there is; 0 for none."""
-        value = prop.property_of(text, prop.DELAY)
-        if value is None:
-            return 0
-        try:
-            level = int(value)
-        except ValueError:
-            raise RequestError(
-                ResponseCode.MESSAGE_ILLEGAL,
-                f"the delay level {value!r} is no number from 1 to {self._max_delay_level}",
-            ) from None
-        return min(max(level, 0), self._max_delay_level)
 
     def _retry_queue(self, request: Command, header: SendHeader, queue_id: int) -> tuple[str, int]:
         """Where a message goes that a consumer sends to its retry topic: there, or to the dead letters."""
@@ -376,7 +401,7 @@ class SendHandlers:
             raise RequestError(ResponseCode.MESSAGE_ILLEGAL, "the batch is empty")
         queue_id = self._queue_id(topic, header.queue_id)
         shared = header.properties or ""
-        if "DELAY\x01" in shared and self._delay_level(shared):
+        if ("DELAY\x01" in shared or "TIMER_DE" in shared) and self._deferring.of_commit(shared):
             raise RequestError(ResponseCode.MESSAGE_ILLEGAL, "batch messages cannot be delayed; send singly")
         sys_flag = header.sys_flag & ~HOST_FLAGS
         if sys_flag & TRANSACTION_MASK:
