@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 from benchmark.consumers import run_consumers
 from benchmark.frames import PULL_COUNT
+from benchmark.later import run_later
 from benchmark.load import BenchmarkError
 from benchmark.producer import run_producers
 from benchmark.report import Goal, Report, Row
@@ -30,6 +31,8 @@ def main(words: Sequence[str] | None = None) -> int:
             _run_all(report, options.seconds)
         elif options.command == "producer":
             run_producers(report, seconds=options.seconds, tasks=options.tasks, rounds=options.rounds)
+        elif options.command == "later":
+            run_later(report, pending=options.messages, seconds=options.seconds)
         elif options.command == "consumer":
             run_consumers(report, seconds=options.seconds, messages=options.messages, rounds=options.rounds)
         elif options.command == "store":
@@ -56,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         ("pull", f"pulls of {PULL_COUNT}"),
         ("producer", "our own producer beside ready-made frames, on Trio and on asyncio, and the figures to reach"),
         ("consumer", "our own push consumer beside ready-made pulls, on Trio and on asyncio, and the figures to reach"),
+        ("later", "transactions beside plain sends, timers: memory, a burst, lateness"),
         ("all", "the figures to reach"),
         ("store", "the store by itself: appends, syncs, depth and width, restarts"),
     ):
@@ -74,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
         if name == "consumer":
             command.add_argument("--messages", type=int, default=200_000, help="the backlog (default 200,000)")
             command.add_argument("--rounds", type=int, default=3, help="a figure is the median of so many (default 3)")
-        if name in ("all", "store", "producer", "consumer"):
+        if name == "later":
+            command.add_argument("--messages", type=int, default=1_000_000, help="timers that wait (default 1 million)")
+        if name in ("all", "store", "producer", "consumer", "later"):
             continue
         command.add_argument("--transport", choices=("tcp", "ws"), default="tcp")
         command.add_argument("--headers", choices=("JSON", "ROCKETMQ"), default="JSON", help="header encoding over TCP")

@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.interop, pytest.mark.slow]
 
 CAPABILITIES = [
     "send", "async", "oneway", "batch", "exceptions", "order", "tag-filter", "sql-filter", "broadcast", "rebalance",
+    "transaction",
 ]  # fmt: skip
 
 
