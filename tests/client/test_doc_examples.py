@@ -16,6 +16,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {
     "producers.md": r"produce.*",
     "consumers-pull.md": r"(lite_)?pull.*",
+    "consumers-push.md": r"push(_.*)?\.py",
     "blocking.md": r"blocking_.*",
 }
 """Each page and the programs it names."""
@@ -41,6 +42,21 @@ async def test_pulling(name_server: str, topic: str) -> None:
     counts = run("pull.py", name_server, topic, f"{topic}_c")
     assert sum(int(line.rpartition(" ")[2]) for line in counts) == 7
     assert [line.partition(":")[0] for line in counts] == [f"broker-a {number}" for number in range(4)]
+
+
+async def test_pushing(name_server: str, topic: str, tmp_path: Path) -> None:
+    await fill(name_server, topic, 6, ["red", "green", None])
+    everything = ["makes the topic", *map(str, range(6))]
+    assert sorted(run("push.py", name_server, topic, f"{topic}_a", "7")) == sorted(everything)
+    queues: dict[str, list[str]] = {}
+    for line in run("push_orderly.py", name_server, topic, f"{topic}_b", "7"):
+        queue, _, body = line.partition(" ")
+        queues.setdefault(queue, []).append(body)
+    assert sorted(body for bodies in queues.values() for body in bodies) == sorted(everything)
+    assert all(bodies == sorted(bodies, key=everything.index) for bodies in queues.values())
+    lines = run("push_broadcasting.py", name_server, topic, f"{topic}_c", "7", str(tmp_path))
+    assert sorted(lines) == sorted(f"{name} {body}" for name in ("first", "second") for body in everything)
+    assert run("push_sql.py", name_server, topic, f"{topic}_d", "TAGS IN ('red', 'pink')", "2") == ["0", "3"]
 
 
 async def test_without_an_event_loop(name_server: str, topic: str) -> None:

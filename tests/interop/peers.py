@@ -62,7 +62,9 @@ def need(program: str) -> str:
     """The path of `program`; PeerError names what to install when it is not there."""
     path = shutil.which(program)
     if path is None:
-        raise PeerError(f"{program} is not installed; on Debian: apt-get install default-jdk-headless maven nodejs npm")
+        raise PeerError(
+            f"{program} is not installed; on Debian: apt-get install default-jdk-headless maven nodejs npm golang"
+        )
     return path
 
 
@@ -123,6 +125,37 @@ def run_java_peer(
         "-cp", java_peer_class_path(client_version), program, *arguments,
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_seconds, check=False)
+
+
+def node_modules() -> Path:
+    """A folder with the npm packages of `node/package.json`, fetched once."""
+    folder = cache_folder() / "node"
+    folder.mkdir(exist_ok=True)
+    wanted = (HERE / "node" / "package.json").read_bytes()
+    installed = folder / "package.json"
+    if not (folder / "node_modules").exists() or not installed.exists() or installed.read_bytes() != wanted:
+        shutil.copy(HERE / "node" / "package.json", installed)
+        words = [need("npm"), "install", "--no-audit", "--no-fund", "--omit=optional", "--no-package-lock"]
+        subprocess.run(words, cwd=folder, check=True, timeout=300)
+    return folder / "node_modules"
+
+
+def go_peer() -> Path:
+    """The program of `go/`, on Apache's Go client, built once; its modules come from Go's proxy."""
+    folder = cache_folder() / "go-peer"
+    program = folder / "peer"
+    sources = [HERE / "go" / name for name in ("go.mod", "go.sum", "peer.go")]
+    kept = [folder / source.name for source in sources]
+    if not program.exists() or any(
+        not copy.exists() or copy.read_bytes() != source.read_bytes()
+        for copy, source in zip(kept, sources, strict=True)
+    ):
+        folder.mkdir(exist_ok=True)
+        program.unlink(missing_ok=True)
+        for source in sources:
+            shutil.copy(source, folder)
+        subprocess.run([need("go"), "build", "-o", str(program), "."], cwd=folder, check=True, timeout=600)
+    return program
 
 
 def free_ports(count: int) -> list[int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.interop.peers import HERE, cache_folder, need, our_broker, our_name_server
+from tests.interop.peers import HERE, need, node_modules, our_broker, our_name_server
 from trio_rmq.remoting.handlers import HandlerTable, Later
 from trio_rmq.remoting.listener import serve_remoting
 from trio_rmq.remoting.session import Session
@@ -25,19 +24,6 @@ from trio_rmq.wire.command import Command
 from trio_rmq.wire.headers import GetConsumerRunningInfoRequestHeader
 
 pytestmark = pytest.mark.interop
-
-
-def _modules() -> Path:
-    """A folder with the npm packages of `node/package.json`, fetched once."""
-    folder = cache_folder() / "node"
-    folder.mkdir(exist_ok=True)
-    wanted = (HERE / "node" / "package.json").read_bytes()
-    installed = folder / "package.json"
-    if not (folder / "node_modules").exists() or not installed.exists() or installed.read_bytes() != wanted:
-        shutil.copy(HERE / "node" / "package.json", installed)
-        words = [need("npm"), "install", "--no-audit", "--no-fund", "--omit=optional", "--no-package-lock"]
-        subprocess.run(words, cwd=folder, check=True, timeout=300)
-    return folder / "node_modules"
 
 
 def _ask_back(session: Session, command: Command) -> Later:
@@ -51,7 +37,7 @@ def _ask_back(session: Session, command: Command) -> Later:
 
 
 def test_a_node_program_sends_pulls_and_answers(tmp_path: Path) -> None:
-    environment = {**os.environ, "NODE_PATH": str(_modules())}
+    environment = {**os.environ, "NODE_PATH": str(node_modules())}
 
     async def run(namesrv: str) -> subprocess.CompletedProcess[bytes]:
         handlers = HandlerTable()
