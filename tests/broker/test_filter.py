@@ -17,7 +17,7 @@ from trio_rmq.wire import headers
 from trio_rmq.wire.codes import RequestCode, ResponseCode
 from trio_rmq.wire.command import Command
 from trio_rmq.wire.heartbeat import ConsumerData, HeartbeatData, SubscriptionData, build_subscription
-from trio_rmq.wire.record import decode_records
+from trio_rmq.wire.record import decode_records, record_properties
 from trio_rmq.wire.sysflag import PULL_SUBSCRIPTION, PULL_SUSPEND
 
 pytestmark = pytest.mark.trio
@@ -258,3 +258,30 @@ async def test_a_held_pull_without_a_match_ends_on_time_behind_what_it_passed(au
         assert 5 <= trio.current_time() - begun < 5.5
         assert answer.code == ResponseCode.PULL_NOT_FOUND
         assert answer.ext_fields()["nextBeginOffset"] == "5"
+
+
+async def test_a_bit_map_beside_the_queue_spares_reading_records(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[bytes] = []
+
+    def look(record: bytes) -> bytes:
+        looked_at.append(record)
+        return record_properties(record)
+
+    monkeypatch.setattr("trio_rmq.broker.wanted.record_properties", look)
+    store: dict[str, object] = {"enable_consume_queue_ext": True}
+    async with one_broker(store=store, enable_calc_filter_bit_map=True) as (_, client):
+        await send(client, b"before", a="1")
+        await trio.sleep(1)
+        await subscribe(client, "a = 1")
+        await trio.sleep(1)
+        for number in range(6):
+            await send(client, b"%d" % number, a=str(number % 2))
+        assert bodies(await by_heartbeat(client)) == [b"before", b"1", b"3", b"5"]
+        assert len(looked_at) == 4, "the map proves of the three others that the filter is not true of them"
+        assert bodies(await by_request(client, "a = 0")) == [b"0", b"2", b"4"]
+        await trio.sleep(1)
+        await subscribe(client, "a = 0", version=2)
+        # Maps of before this expression do not know it, so those records are looked at.
+        assert bodies(await by_heartbeat(client, version=2)) == [b"0", b"2", b"4"]

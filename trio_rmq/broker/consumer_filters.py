@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from trio_rmq.clock import wall_ms
 from trio_rmq.filter.bloom import BloomFilter
+from trio_rmq.filter.properties import PropertyText
 from trio_rmq.filter.table import ConsumerFilterTable, RegisteredFilter
 from trio_rmq.settings import BrokerConfig
 from trio_rmq.wire.heartbeat import SubscriptionData
@@ -41,6 +42,14 @@ class ConsumerFilters:
         """The group's last member left."""
         if len(self._table) and self._table.unregister_group(group, wall_ms()):
             self.unsaved = True
+
+    def bit_map(self, topic: str, properties: bytes) -> bytes | None:
+        """The map of the filters that are true of a message with this property text; None without filters."""
+        return self._table.bit_map(topic, PropertyText(properties)) if len(self._table) else None
+
+    def may_match(self, registered: RegisteredFilter, bit_map: bytes | None, store_time_ms: int) -> bool:
+        """Whether a message with that map can match a filter; False is certain."""
+        return self._table.may_match(registered, bit_map, store_time_ms)
 
     def encode(self) -> bytes:
         """The content of consumerFilter.json; the table counts as saved."""

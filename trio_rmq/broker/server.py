@@ -214,6 +214,8 @@ class _Broker:
         self._persistence.load()
         self._topics.restore(store.queues())
         self._handlers = self._make_handlers(delay_levels)
+        if config.enable_calc_filter_bit_map:
+            store.bit_map_of = self._filters.bit_map
         store.on_arrival = self._held_pulls.arrived
 
     def _notify_enabled(self, group_name: str) -> bool:

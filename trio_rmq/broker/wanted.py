@@ -40,6 +40,8 @@ class Wanted(NamedTuple):
 
     tags_codes: frozenset[int] | None = None
     accept: Callable[[bytes], bool] | None = None
+    accept_entry: Callable[[bytes | None, int], bool] | None = None
+    """Of a message's bit map and store time (ms), where its queue entry has them: False spares its record's reading."""
 
 
 ALL = Wanted()
@@ -133,7 +135,11 @@ class Subscriptions:
         refuse_unless_enabled(self._config, data.expression_type)
         if data.class_filter_mode:
             return ALL
-        return Wanted(accept=self._accept(header.topic, header.consumer_group, registered.filter))
+        may_match = self._filters.may_match
+        return Wanted(
+            accept=self._accept(header.topic, header.consumer_group, registered.filter),
+            accept_entry=lambda bit_map, store_time_ms: may_match(registered, bit_map, store_time_ms),
+        )
 
     def _accept(self, topic: str, group: str, compiled: Filter | None) -> Callable[[bytes], bool] | None:
         if self._config.filter_support_retry and topic.startswith(RETRY_PREFIX):

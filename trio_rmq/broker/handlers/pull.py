@@ -98,6 +98,7 @@ class PullHandlers:
                 max_bytes=header.max_msg_bytes,
                 tags_codes=wanted.tags_codes,
                 accept=wanted.accept,
+                accept_entry=wanted.accept_entry,
             )
         except StoreCorruptError as error:  # checkCRCOnPull: the group must not get past it unseen
             raise RequestError(ResponseCode.SYSTEM_ERROR, str(error)) from error
