@@ -353,3 +353,16 @@ def test_a_disk_for_looking_changes_nothing(tmp_path: Path) -> None:
         disk.open(f"{path}2", create=True)
     disk.close(handle)
     assert Path(path).read_bytes() == b"hello"
+
+
+@pytest.mark.trio
+async def test_a_half_message_that_was_put_away_keeps_its_old_place(place: Place) -> None:
+    async with place.open() as store:
+        stored(store.append([new_message()]))
+        [half] = stored(store.append([new_message(b"half", topic="RMQ_SYS_TRANS_HALF_TOPIC")]))
+        for at in (half.physical_offset, half.physical_offset + half.size_bytes):
+            put_away = new_message(b"half", topic="TRANS_CHECK_MAX_TIME_TOPIC", prepared_transaction_offset=at)
+            stored(store.append([new_message(b"between"), put_away]))
+    [found] = damages(place)
+    assert found.kind == "field"
+    assert f"names a half message at {half.physical_offset + half.size_bytes}, where none stands" in found.what

@@ -340,8 +340,8 @@ def _impossible(record: StoredMessage, is_half: Callable[[int], bool]) -> Iterat
     if transaction_type(record.sys_flag) == TRANSACTION_COMMIT:
         if half_at >= record.physical_offset or not is_half(half_at):
             yield f"it is a committed message, but no half message stands at {half_at}"
-    elif half_at:
-        yield f"it names a half message at {half_at}, but its sysFlag {record.sys_flag:#x} is of no transaction"
+    elif half_at and not is_half(half_at):  # one that was checked in vain is put away with its old place
+        yield f"it names a half message at {half_at}, where none stands; its sysFlag {record.sys_flag:#x} is of none"
     properties = record.properties
     if properties:
         try:
