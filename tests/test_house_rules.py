@@ -230,6 +230,9 @@ RULES = [
         {
             "trio_rmq/testing/virtual_network.py": "type names for the signatures of trio's hooks",
             "trio_rmq/testing/virtual_socket.py": "type names for the signatures of trio's hooks",
+            "trio_rmq/remoting/tls.py": "TLS contexts, which only compute; its bytes go over trio's streams",
+            "trio_rmq/remoting/tls_context.py": "TLS contexts, which only compute; no connection is made",
+            "trio_rmq/remoting/client.py": "the TLS errors that anyio lets through",
             "trio_rmq/cli/host.py": "finds this machine's address and speaks to systemd's notify socket",
         },
     ),
@@ -246,6 +249,7 @@ RULES = [
             "trio_rmq/config.py": "reads the configuration file once, before anything is served",
             "trio_rmq/client/instance.py": "NAMESRV_ADDR and the process id, as Java's client takes them; no file",
             "trio_rmq/client/offset_store.py": "a broadcasting consumer's offsets lie in a file of the user's",
+            "trio_rmq/remoting/tls.py": "certificates, which the ssl module itself reads by their names",
             "trio_rmq/remoting/address.py": "os.strerror: words for an error number, no input or output",
             CLI: "the process's own edge: arguments, files named there, environment, signals",
             TESTING: "os.strerror in the virtual network; error numbers and flags in the faulty disk",

@@ -42,6 +42,26 @@ _OLD_SPELLINGS = {
 }
 """Keys as RocketMQ up to 4.5 spelt them."""
 
+_TLS_PROPERTIES = {
+    "tls.server.mode": "tlsServerMode",
+    "tls.config.file": "tlsConfigFile",
+    "tls.test.mode.enable": "tlsTestModeEnable",
+    "tls.server.need.client.auth": "tlsServerNeedClientAuth",
+    "tls.server.keyPath": "tlsServerKeyPath",
+    "tls.server.keyPassword": "tlsServerKeyPassword",
+    "tls.server.certPath": "tlsServerCertPath",
+    "tls.server.authClient": "tlsServerAuthClient",
+    "tls.server.trustCertPath": "tlsServerTrustCertPath",
+    "tls.enable": "useTLS",
+    "tls.client.keyPath": "tlsClientKeyPath",
+    "tls.client.keyPassword": "tlsClientKeyPassword",
+    "tls.client.certPath": "tlsClientCertPath",
+    "tls.client.authServer": "tlsClientAuthServer",
+    "tls.client.trustCertPath": "tlsClientTrustCertPath",
+}
+"""Java's system properties, and the keys of tls.properties, for the settings they are here (TlsSystemConfig)."""
+_TLS_FILE = "tlsConfigFile"
+
 
 class BrokerSettings(NamedTuple):
     """All that one broker reads from its file."""
@@ -86,6 +106,7 @@ def load_broker_settings(
 def load_namesrv_settings(path: str | Path | None, overrides: Iterable[str] = ()) -> NamesrvSettings:
     """The name server's settings, from a file and overrides as in `load_broker_settings`; raises ConfigError."""
     namesrv, remoting = _build((NamesrvConfig, RemotingConfig), _collect(path, overrides))
+    _check_tls(remoting)
     return NamesrvSettings(namesrv, remoting)
 
 
@@ -192,7 +213,23 @@ def _collect(path: str | Path | None, overrides: Iterable[str]) -> dict[str, tup
         if not separator or not key.strip():
             raise ConfigError(f"{override!r} is no setting; write KEY=VALUE")
         _put(values, key.strip(), value.strip(), "the command line")
-    return values
+    return {**_tls_file_values(values), **values}
+
+
+def _tls_file_values(values: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """What the file of tlsConfigFile says; nothing when it is RocketMQ's usual one and does not exist."""
+    usual = RemotingConfig().tls_config_file
+    path = values.get(_TLS_FILE, (usual, ""))[0]
+    try:
+        pairs = parse_properties(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        if path == usual and isinstance(error, FileNotFoundError):
+            return {}
+        raise ConfigError(f"{_TLS_FILE}={path} cannot be read: {error}") from None
+    found: dict[str, tuple[str, str]] = {}
+    for key, value in pairs.items():
+        _put(found, key, value, path)
+    return found
 
 
 def _put(values: dict[str, tuple[str, str]], key: str, value: str, source: str) -> None:
@@ -200,7 +237,7 @@ def _put(values: dict[str, tuple[str, str]], key: str, value: str, source: str) 
     new = _OLD_SPELLINGS.get(key)
     if new is not None:
         logger.info("%s: %s is now spelt %s", source, key, new)
-    values[new or key] = (value, source)
+    values[_TLS_PROPERTIES.get(key) or new or key] = (value, source)
 
 
 def _build(types: tuple[type[Struct], ...], values: Mapping[str, tuple[str, str]]) -> list[Any]:
@@ -279,8 +316,28 @@ def _nearest(key: str, known: Collection[str]) -> str | None:
     return lower[found[0]] if found else None
 
 
+def _check_tls(remoting: RemotingConfig) -> None:
+    """What no single key of TLS can tell."""
+    if bool(remoting.tls_server_key_path) != bool(remoting.tls_server_cert_path):
+        raise ConfigError("tlsServerKeyPath and tlsServerCertPath go together: set both, or neither")
+    if bool(remoting.tls_client_key_path) != bool(remoting.tls_client_cert_path):
+        raise ConfigError("tlsClientKeyPath and tlsClientCertPath go together: set both, or neither")
+    if remoting.tls_server_need_client_auth != "none" and not remoting.tls_server_auth_client:
+        raise ConfigError(
+            f"tlsServerNeedClientAuth={remoting.tls_server_need_client_auth} needs tlsServerAuthClient=true and "
+            "tlsServerTrustCertPath: a certificate that is asked for is checked here"
+        )
+    enforced = remoting.tls_server_mode == "enforcing"
+    if enforced and not remoting.tls_test_mode_enable and not remoting.tls_server_cert_path:
+        raise ConfigError(
+            "tlsServerMode=enforcing without tlsServerKeyPath and tlsServerCertPath: nobody could connect; set both, "
+            "or tlsTestModeEnable=true"
+        )
+
+
 def _check_broker(settings: BrokerSettings) -> None:
     """What no single key can tell."""
+    _check_tls(settings.remoting)
     role = settings.store.broker_role
     if role != "ASYNC_MASTER":
         raise ConfigError(f"brokerRole={role} needs replication, which this version does not have; use ASYNC_MASTER")

@@ -56,6 +56,9 @@ PROPERTIES_SIZE_MAX_BYTES = 32_767
 HANDSHAKE_SECONDS = 10.0
 """Longest WebSocket upgrade, from the first byte to the accepted request."""
 
+TLS_HANDSHAKES_MAX = 1024
+"""Most TLS handshakes of one server under way: each holds some 50 KB, for HANDSHAKE_SECONDS at most."""
+
 CONNECT_SECONDS = 3.0
 """Longest attempt to open a connection to a server, upgrade included (connectTimeoutMillis)."""
 

@@ -26,6 +26,7 @@ _KEY_OF_FIELD = {
     "broker_ip2": "brokerIP2",
     "check_crc_on_recover": "checkCRCOnRecover",
     "check_crc_on_pull": "checkCRCOnPull",
+    "use_tls": "useTLS",
 }
 """Fields whose key is not the plain camel case of the field."""
 
@@ -257,6 +258,27 @@ class RemotingConfig(Struct, kw_only=True, rename=key_of_field):
     allowed_origins: str = ""
     """Ours: web origins (`https://example.org`) whose pages may connect by WebSocket, `;` or `,` between them; `*` is
     every one.  Clients that send no Origin header are not browsers and are not asked."""
+
+    tls_server_mode: Literal["disabled", "permissive", "enforcing"] = "permissive"
+    """Whether TLS is refused, taken beside plain connections on the same port, or asked of everybody."""
+    tls_config_file: str = "/etc/rocketmq/tls.properties"
+    """RocketMQ's file of TLS settings (`tls.server.certPath=...`); it is no error that it does not exist."""
+    tls_test_mode_enable: bool = True
+    """Whether a server without tlsServerCertPath makes itself a certificate at the first handshake, which nobody can
+    verify."""
+    tls_server_need_client_auth: Literal["none", "optional", "require"] = "none"
+    tls_server_key_path: str = ""
+    tls_server_key_password: str = ""
+    tls_server_cert_path: str = ""
+    tls_server_auth_client: bool = False
+    tls_server_trust_cert_path: str = ""
+    use_tls: bool = False
+    """Whether a broker's own connections, to name servers and to other brokers, are TLS."""
+    tls_client_key_path: str = ""
+    tls_client_key_password: str = ""
+    tls_client_cert_path: str = ""
+    tls_client_auth_server: bool = False
+    tls_client_trust_cert_path: str = ""
 
     def origins(self) -> frozenset[str]:
         """`allowedOrigins` taken apart."""

@@ -16,6 +16,7 @@ from trio_rmq.remoting.address import Address, format_address, parse_address
         ("[::1]:10911", Address("::1", 10911)),
         (" localhost:0 ", Address("localhost", 0)),
         ("ws://127.0.0.1:10911", Address("127.0.0.1", 10911, "/")),
+        ("wss://127.0.0.1:1", Address("127.0.0.1", 1, "/", tls=True)),
         ("WS://[::1]:80/rmq?x=1", Address("::1", 80, "/rmq?x=1")),
     ],
 )
@@ -24,7 +25,7 @@ def test_parse(text: str, address: Address) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "host", "host:", ":1", "host:port", "host:70000", "::1:80", "wss://host:1", "http://host:1", "host:-1"]
+    "text", ["", "host", "host:", ":1", "host:port", "host:70000", "::1:80", "wsx://host:1", "http://host:1", "host:-1"]
 )
 def test_what_is_no_address_is_refused_with_a_sentence(text: str) -> None:
     with pytest.raises(ConfigError, match="address"):

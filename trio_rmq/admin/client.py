@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from trio_rmq.client.instance import name_server_addresses
-from trio_rmq.client.route_cache import WEBSOCKET
 from trio_rmq.errors import ClientError, RemotingError, ResponseError, RouteNotFoundError
+from trio_rmq.remoting.address import address_scheme
 from trio_rmq.remoting.client import RemotingClient
+from trio_rmq.remoting.tls_context import TlsContext
 from trio_rmq.wire.codes import RequestCode, ResponseCode
 from trio_rmq.wire.command import Command
 from trio_rmq.wire.headers import GetRouteInfoRequestHeader
@@ -30,9 +31,16 @@ class AdminClient:
     has already done.
     """
 
-    def __init__(self, *, name_servers: str | Sequence[str] | None = None, seconds: float = ASK_SECONDS) -> None:
+    def __init__(
+        self,
+        *,
+        name_servers: str | Sequence[str] | None = None,
+        seconds: float = ASK_SECONDS,
+        ssl_context: TlsContext | None = None,
+        use_tls: bool = False,
+    ) -> None:
         self.name_servers = name_server_addresses(name_servers)
-        self.remoting = RemotingClient()
+        self.remoting = RemotingClient(ssl_context=ssl_context, use_tls=use_tls)
         self._seconds = seconds
         self._preferred = 0
 
@@ -80,7 +88,7 @@ class AdminClient:
 
     def reachable(self, address: str) -> str:
         """A broker's address as told by a name server, in the form in which this client reaches it."""
-        return WEBSOCKET + address if self.name_servers[self._preferred].startswith(WEBSOCKET) else address
+        return address_scheme(self.name_servers[self._preferred]) + address
 
     async def cluster_info(self) -> ClusterInfo:
         """Every cluster and broker that a name server knows; addresses as brokers tell them."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 import trio
@@ -55,6 +56,8 @@ from trio_rmq.remoting.listener import serve_remoting
 from trio_rmq.remoting.local_address import WILDCARDS, free_port, outward_address, resolve
 from trio_rmq.remoting.session import SessionCallback
 from trio_rmq.remoting.settings import RemotingSettings
+from trio_rmq.remoting.tls import ServerTls
+from trio_rmq.remoting.tls_context import TlsContext, client_context
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.dispatch import DelayLevels
 from trio_rmq.store.json_files import ConfigFile
@@ -68,7 +71,7 @@ FAST_PORT_DISTANCE = 2
 """The second listener is this far below listenPort: Java clients up to 4.4.0 send there by default."""
 FAILURE_GRACE_SECONDS = 1.0
 """From the store's failure to the broker's end: time for the answers that say so."""
-_SHOWN_ANYWAY = {"filterServerNums": "0", "slaveReadEnable": "false", "useTLS": "false"}
+_SHOWN_ANYWAY = {"filterServerNums": "0", "slaveReadEnable": "false"}
 """What mqadmin's exportConfigs must find among the settings, and what is so here while there is no such setting."""
 HA_PORT_DISTANCE = 1
 """Where slaves would connect: announced, as RocketMQ does."""
@@ -131,8 +134,8 @@ async def _find_place(config: BrokerConfig, remoting: RemotingConfig) -> _Place:
     return _Place(host, numeric, config.broker_ip2 or host, port)
 
 
-async def _remoting_client(*, task_status: trio.TaskStatus[RemotingClient]) -> None:
-    async with RemotingClient() as client:
+async def _remoting_client(ssl_context: TlsContext | None, *, task_status: trio.TaskStatus[RemotingClient]) -> None:
+    async with RemotingClient(ssl_context=ssl_context) as client:
         task_status.started(client)
         await trio.sleep_forever()
 
@@ -152,6 +155,7 @@ class _Broker:
         self._config = config
         self._store_config = store_config
         self._remoting = remoting
+        self._tls = ServerTls(remoting)
         self._store = store
         self._place = place
         delays_ms = DelayLevels(store_config.message_delay_level).delays_ms
@@ -290,6 +294,8 @@ class _Broker:
         texts: dict[str, str] = {}
         for struct in (self._config, self._store_config, self._remoting):
             for key, value in msgspec.to_builtins(struct).items():
+                if "Password" in key:
+                    continue
                 texts[key] = str(value).lower() if isinstance(value, bool) else str(value)
         for key, text in _SHOWN_ANYWAY.items():
             texts.setdefault(key, text)
@@ -299,7 +305,7 @@ class _Broker:
         """Run the services and the sessions until cancelled or until the store fails."""
         async with (
             serving_while(without_readiness(self._persistence.run)),
-            serving_while(_remoting_client) as client,
+            serving_while(partial(_remoting_client, client_context(self._remoting))) as client,
             trio.open_nursery() as services,
         ):
             self._queues.client = client
@@ -350,4 +356,6 @@ class _Broker:
             connection_idle_seconds=self._remoting.server_channel_max_idle_time_seconds,
             allowed_origins=self._remoting.origins(),
         )
-        await serve_remoting([address], self._handlers, settings=settings, on_close=on_close, task_status=task_status)
+        await serve_remoting(
+            [address], self._handlers, settings=settings, tls=self._tls, on_close=on_close, task_status=task_status
+        )

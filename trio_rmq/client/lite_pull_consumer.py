@@ -37,6 +37,7 @@ from trio_rmq.clock import wall_ms
 from trio_rmq.errors import ClientError, ProtocolError, RemotingError, ResponseError, RocketMQError
 from trio_rmq.remoting.client import RemotingClient
 from trio_rmq.remoting.connection import Connection, ConnectionGroup
+from trio_rmq.remoting.tls_context import TlsContext
 from trio_rmq.wire.codes import RequestCode
 from trio_rmq.wire.command import Command, SerializeType
 from trio_rmq.wire.groups import MessageQueue
@@ -90,6 +91,8 @@ class LitePullConsumer:
         allocation: Allocation = allocate_averagely,
         offset_store: OffsetStore | None = None,
         serialize_type: SerializeType = SerializeType.JSON,
+        ssl_context: TlsContext | None = None,
+        use_tls: bool = False,
     ) -> None:
         check_group(group)
         self.group = group
@@ -100,7 +103,7 @@ class LitePullConsumer:
         self._auto_commit = auto_commit
         self._commit_seconds = commit_seconds
         self._allocation = allocation
-        self._remoting = RemotingClient(serialize_type=serialize_type)
+        self._remoting = RemotingClient(serialize_type=serialize_type, ssl_context=ssl_context, use_tls=use_tls)
         self._remoting.register(RequestCode.NOTIFY_CONSUMER_IDS_CHANGED, self._on_members_changed)
         routes = RouteCache(self._remoting, name_server_addresses(name_servers))
         self._offsets = QueueOffsets(self._remoting, routes)

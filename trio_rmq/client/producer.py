@@ -34,6 +34,7 @@ from trio_rmq.errors import ClientError, ResponseError
 from trio_rmq.limits import BODY_SIZE_MAX_BYTES
 from trio_rmq.remoting.client import RemotingClient
 from trio_rmq.remoting.connection import Connection, ConnectionGroup
+from trio_rmq.remoting.tls_context import TlsContext
 from trio_rmq.wire.codes import RequestCode, ResponseCode
 from trio_rmq.wire.command import Command, SerializeType
 from trio_rmq.wire.groups import MessageQueue
@@ -56,7 +57,8 @@ class Producer:
     try but the last.  `retry_when_not_stored` tries another broker also when one stored the message less safely than it
     is configured to.  `send_latency_fault_enable` stays away from slow brokers by `latency_table`.  Bodies of 4 KiB and
     more are packed by `compression` (None: never).  `auto_batch` gathers single sends.  `namespace` stands before topic
-    and group at the brokers.
+    and group at the brokers.  `ssl_context` makes every connection TLS, `use_tls` the same with the system's
+    authorities; `wss://` name servers need neither.
     """
 
     def __init__(
@@ -77,13 +79,20 @@ class Producer:
         body_size_max_bytes: int = BODY_SIZE_MAX_BYTES,
         default_topic_queues: int = TEMPLATE_QUEUES,
         serialize_type: SerializeType = SerializeType.JSON,
+        ssl_context: TlsContext | None = None,
+        use_tls: bool = False,
     ) -> None:
         check_producer_group(group)
         self.group = group
         self.client_id = new_client_id()
         self.namespace = namespace
         group_name = with_namespace(namespace, group)
-        self._remoting = RemotingClient(serialize_type=serialize_type, on_close=self._on_connection_lost)
+        self._remoting = RemotingClient(
+            serialize_type=serialize_type,
+            on_close=self._on_connection_lost,
+            ssl_context=ssl_context,
+            use_tls=use_tls,
+        )
         self._presence = ProducerPresence(self._remoting, group_name, self.client_id)
         self._routes = RouteCache(
             self._remoting, name_server_addresses(name_servers), on_learned=self._presence.learned

@@ -16,6 +16,7 @@ from trio_rmq.client.queue_offsets import QueueOffsets
 from trio_rmq.client.route_cache import RouteCache
 from trio_rmq.errors import ClientError
 from trio_rmq.remoting.client import RemotingClient
+from trio_rmq.remoting.tls_context import TlsContext
 from trio_rmq.wire.command import SerializeType
 from trio_rmq.wire.groups import MessageQueue
 from trio_rmq.wire.heartbeat import EXPRESSION_TAG, build_subscription
@@ -40,10 +41,12 @@ class PullConsumer:
         *,
         name_servers: str | Sequence[str] | None = None,
         serialize_type: SerializeType = SerializeType.JSON,
+        ssl_context: TlsContext | None = None,
+        use_tls: bool = False,
     ) -> None:
         check_group(group)
         self.group = group
-        self._remoting = RemotingClient(serialize_type=serialize_type)
+        self._remoting = RemotingClient(serialize_type=serialize_type, ssl_context=ssl_context, use_tls=use_tls)
         self._offsets = QueueOffsets(self._remoting, RouteCache(self._remoting, name_server_addresses(name_servers)))
         self._open = False
 

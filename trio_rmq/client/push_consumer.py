@@ -44,6 +44,7 @@ from trio_rmq.clock import wall_ms
 from trio_rmq.errors import ClientError, RocketMQError
 from trio_rmq.remoting.client import RemotingClient
 from trio_rmq.remoting.connection import ConnectionGroup
+from trio_rmq.remoting.tls_context import TlsContext
 from trio_rmq.wire import running
 from trio_rmq.wire.command import SerializeType
 from trio_rmq.wire.groups import MessageQueue
@@ -113,6 +114,8 @@ class PushConsumer:
         grace_seconds: float = 30.0,
         offset_store: OffsetStore | None = None,
         serialize_type: SerializeType = SerializeType.JSON,
+        ssl_context: TlsContext | None = None,
+        use_tls: bool = False,
     ) -> None:
         check_group(group)
         if batch_size < 1 or pull_batch_size < 1 or (isinstance(concurrency, int) and concurrency < 1):
@@ -127,7 +130,7 @@ class PushConsumer:
         self._grace_seconds = grace_seconds
         self._started_ms = 0
         self._name_servers = name_server_addresses(name_servers)
-        self._remoting = RemotingClient(serialize_type=serialize_type)
+        self._remoting = RemotingClient(serialize_type=serialize_type, ssl_context=ssl_context, use_tls=use_tls)
         routes = RouteCache(self._remoting, self._name_servers)
         self._offsets = QueueOffsets(self._remoting, routes)
         self._membership = GroupMembership(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import anyio
 
 from trio_rmq.errors import ClientError, ProtocolError, RemotingError, RouteNotFoundError
+from trio_rmq.remoting.address import address_scheme
 from trio_rmq.remoting.client import RemotingClient
 from trio_rmq.wire.codes import RequestCode, ResponseCode
 from trio_rmq.wire.command import Command
@@ -37,7 +38,6 @@ ASK_SECONDS = 3.0
 """Deadline of one question to the only name server."""
 ASK_SHARED_SECONDS = 1.2
 """The same to one of several: two that say nothing leave time to send, which takes 3 seconds at most."""
-WEBSOCKET = "ws://"
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ class RouteCache:
             if asked == topic or may_create:
                 data, server = await self._ask_name_servers(asked)
                 if data is not None:
-                    prefix = WEBSOCKET if server.startswith(WEBSOCKET) else ""
+                    prefix = address_scheme(server)
                     return make_route(
                         topic, data, prefix=prefix, template_queues=template_queues, now=anyio.current_time(),
                         told_by=server,

@@ -286,7 +286,7 @@ class Sender:
 
     def command(self, outgoing: Outgoing, queue: MessageQueue, address: str) -> Command:
         """The send request to the broker at `address`."""
-        over_websocket = address.startswith("ws://")
+        over_websocket = "://" in address
         if self._settings.writes_json and not over_websocket:
             return self._json_command(outgoing, queue)
         # CBOR carries the long names; TCP the short ones, as RocketMQ's own clients do.

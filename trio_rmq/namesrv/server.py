@@ -18,6 +18,7 @@ from trio_rmq.remoting.handlers import HandlerTable
 from trio_rmq.remoting.listener import serve_remoting
 from trio_rmq.remoting.session import Session, SessionCallback
 from trio_rmq.remoting.settings import RemotingSettings
+from trio_rmq.remoting.tls import ServerTls
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.json_files import ConfigFile
 from trio_rmq.supervision import lone_errors, serving_while, without_readiness
@@ -104,6 +105,7 @@ async def serve_name_server(
     settings = RemotingSettings(
         connection_idle_seconds=remoting.server_channel_max_idle_time_seconds, allowed_origins=remoting.origins()
     )
+    tls = ServerTls(remoting)
     with lone_errors():
         async with (
             serving_while(without_readiness(saving.run)),
@@ -112,7 +114,7 @@ async def serve_name_server(
         ):
             services.start_soon(scan.run)
             addresses: list[str] = await sessions.start(
-                _listen, format_address(remoting.bind_address, config.listen_port), table, settings, forget
+                _listen, format_address(remoting.bind_address, config.listen_port), table, settings, tls, forget
             )
             task_status.started(NameServerReady(addresses[0]))
 
@@ -121,16 +123,19 @@ async def _listen(
     address: str,
     table: HandlerTable,
     settings: RemotingSettings,
+    tls: ServerTls,
     forget: SessionCallback,
     *,
     task_status: trio.TaskStatus[list[str]],
 ) -> None:
-    await serve_remoting([address], table, settings=settings, on_close=forget, task_status=task_status)
+    await serve_remoting([address], table, settings=settings, tls=tls, on_close=forget, task_status=task_status)
 
 
 def _properties(*configs: msgspec.Struct) -> dict[str, str]:
     texts: dict[str, str] = {}
     for config in configs:
         for key, value in msgspec.to_builtins(config).items():
+            if "Password" in key:
+                continue
             texts[key] = str(value).lower() if isinstance(value, bool) else str(value)
     return texts

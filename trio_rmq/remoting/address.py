@@ -1,7 +1,7 @@
 """How addresses are written, on both halves of a connection.
 
 A server listens on `host:port`; a client connects to `host:port` (TCP remoting) or `ws://host:port[/path]` (CBOR over
-WebSocket).  An IPv6 host stands in brackets.
+WebSocket), `wss://` with TLS below.  An IPv6 host stands in brackets.
 """
 
 from __future__ import annotations
@@ -17,20 +17,24 @@ PORT_MAX = 65_535
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One parsed address; `path` is None for TCP remoting."""
+    """One parsed address; `path` is None for TCP remoting; `tls` when the address itself asks for it."""
 
     host: str
     port: int
     path: str | None = None
+    tls: bool = False
 
 
 def parse_address(text: str) -> Address:
-    """`text` as an Address; ConfigError when it is neither `host:port` nor `ws://host:port[/path]`."""
-    rest, path = text.strip(), None
+    """`text` as an Address; ConfigError when it is neither `host:port` nor `ws[s]://host:port[/path]`."""
+    rest, path, tls = text.strip(), None, False
     scheme, separator, after = rest.partition("://")
     if separator:
-        if scheme.lower() != "ws":
-            raise ConfigError(f"address {text!r}: the scheme {scheme!r} is not served here; use host:port or ws://")
+        if scheme.lower() not in ("ws", "wss"):
+            raise ConfigError(
+                f"address {text!r}: the scheme {scheme!r} is not served here; use host:port, ws:// or wss://"
+            )
+        tls = scheme.lower() == "wss"
         rest, slash, tail = after.partition("/")
         path = slash + tail or "/"
     host, colon, port_text = rest.rpartition(":")
@@ -40,7 +44,13 @@ def parse_address(text: str) -> Address:
         raise ConfigError(f"address {text!r}: write an IPv6 host in brackets, [{host}]:{port_text}")
     if not colon or not host or not (port_text.isascii() and port_text.isdigit()) or int(port_text) > PORT_MAX:
         raise ConfigError(f"address {text!r} is not host:port or ws://host:port")
-    return Address(host, int(port_text), path)
+    return Address(host, int(port_text), path, tls)
+
+
+def address_scheme(address: str) -> str:
+    """`ws://` or `wss://` of an address that has it, else nothing: what to put before addresses met through it."""
+    scheme, separator, _ = address.strip().partition("://")
+    return scheme.lower() + separator if separator else ""
 
 
 def format_address(host: str, port: int) -> str:

@@ -8,6 +8,7 @@ leaves the pool at once, and the next request makes a new one: there is no recon
 from __future__ import annotations
 
 import logging
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -15,6 +16,7 @@ from types import TracebackType
 import anyio
 import anyio.abc
 from anyio.abc import SocketAttribute
+from anyio.streams.tls import TLSStream
 
 from trio_rmq import limits
 from trio_rmq.errors import ConfigError, ConnectError, RemotingError
@@ -27,6 +29,7 @@ from trio_rmq.remoting.connection import (
     ConnectionGroup,
     TcpChannel,
 )
+from trio_rmq.remoting.tls_context import verifying_context
 from trio_rmq.remoting.ws_client import shake_hands
 from trio_rmq.wire.command import Command, SerializeType
 
@@ -38,8 +41,12 @@ async def connect_channel(
     *,
     serialize_type: SerializeType = SerializeType.JSON,
     timeout_seconds: float = limits.CONNECT_SECONDS,
+    ssl_context: ssl.SSLContext | None = None,
 ) -> Channel:
-    """A connected transport to "host:port" or "ws://host:port[/path]"; ConnectError says what was refused."""
+    """A connected transport to "host:port" or "ws[s]://host:port[/path]"; ConnectError says what was refused.
+
+    With `ssl_context` every connection is TLS; a wss:// one without it trusts the system's authorities.
+    """
     try:
         target = parse_address(address)
     except ConfigError as error:
@@ -53,10 +60,14 @@ async def connect_channel(
             # A port of the ephemeral range that nobody listens on can be joined with itself.
             await anyio.aclose_forcefully(stream)
             raise ConnectError(f"cannot connect to {address}: nobody listens there", address=address)
+        secured: anyio.abc.ByteStream = stream
+        context = verifying_context(ssl_context, use_tls=target.tls)
+        if context is not None:
+            secured = await _secure(stream, context, address, target.host)
         if target.path is None:
-            return TcpChannel(stream, serialize_type)
+            return TcpChannel(secured, serialize_type)
         try:
-            return await shake_hands(stream, address=address, host=_host_header(address), path=target.path)
+            return await shake_hands(secured, address=address, host=_host_header(address), path=target.path)
         except TRANSPORT_ERRORS as error:
             await anyio.aclose_forcefully(stream)
             raise ConnectError(f"{address} dropped the WebSocket handshake: {error}", address=address) from error
@@ -64,6 +75,29 @@ async def connect_channel(
             await anyio.aclose_forcefully(stream)
             raise
     raise ConnectError(f"no connection to {address} within {timeout_seconds:g} s", address=address)
+
+
+async def _secure(stream: anyio.abc.SocketStream, context: ssl.SSLContext, address: str, host: str) -> TLSStream:
+    """TLS over `stream`, which is closed when that fails."""
+    try:
+        return await TLSStream.wrap(
+            stream, server_side=False, hostname=host, ssl_context=context, standard_compatible=False
+        )
+    except ssl.SSLCertVerificationError as error:
+        await anyio.aclose_forcefully(stream)
+        raise ConnectError(
+            f"{address} shows a certificate that is not trusted ({error.verify_message}): give an ssl_context that "
+            "trusts it",
+            address=address,
+        ) from error
+    except (*TRANSPORT_ERRORS, ssl.SSLError) as error:
+        await anyio.aclose_forcefully(stream)
+        raise ConnectError(
+            f"no TLS with {address}: {system_reason(error) or 'it closed the connection'}", address=address
+        ) from error
+    except BaseException:
+        await anyio.aclose_forcefully(stream)
+        raise
 
 
 def _host_header(address: str) -> str:
@@ -77,12 +111,19 @@ async def open_connection(
     handlers: Mapping[int, ClientHandler] | None = None,
     serialize_type: SerializeType = SerializeType.JSON,
     connect_timeout_seconds: float = limits.CONNECT_SECONDS,
+    ssl_context: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Connection]:
     """One connection to `address`, closed when the block is left; ConnectError when it cannot be made.
 
-    `handlers` answer the server's requests by code.  `serialize_type` is the header encoding over TCP.
+    `handlers` answer the server's requests by code.  `serialize_type` is the header encoding over TCP, `ssl_context` as
+    of `connect_channel`.
     """
-    channel = await connect_channel(address, serialize_type=serialize_type, timeout_seconds=connect_timeout_seconds)
+    channel = await connect_channel(
+        address,
+        serialize_type=serialize_type,
+        timeout_seconds=connect_timeout_seconds,
+        ssl_context=ssl_context,
+    )
     connection = Connection(address, channel, handlers or {})
     async with ConnectionGroup() as group:
         group.start_soon(connection.run)
@@ -103,7 +144,8 @@ class _Attempt:
 class RemotingClient:
     """Requests to any address over pooled connections; an async context manager, whose end closes them all.
 
-    `on_close(connection)` is called, without waiting, after a pooled connection has ended.
+    `on_close(connection)` is called, without waiting, after a pooled connection has ended.  `ssl_context` makes every
+    connection a TLS one; `use_tls` does so with a context that trusts the system's authorities.
     """
 
     def __init__(
@@ -112,7 +154,10 @@ class RemotingClient:
         serialize_type: SerializeType = SerializeType.JSON,
         connect_timeout_seconds: float = limits.CONNECT_SECONDS,
         on_close: Callable[[Connection], None] | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        use_tls: bool = False,
     ) -> None:
+        self._ssl_context = verifying_context(ssl_context, use_tls=use_tls)
         self._serialize_type = serialize_type
         self._connect_timeout_seconds = connect_timeout_seconds
         self._on_close = on_close
@@ -209,7 +254,10 @@ class RemotingClient:
     async def _run_connection(self, address: str, attempt: _Attempt) -> None:
         try:
             channel = await connect_channel(
-                address, serialize_type=self._serialize_type, timeout_seconds=self._connect_timeout_seconds
+                address,
+                serialize_type=self._serialize_type,
+                timeout_seconds=self._connect_timeout_seconds,
+                ssl_context=self._ssl_context,
             )
             connection = attempt.connection = Connection(address, channel, self._handlers)
             self._connections[address] = connection

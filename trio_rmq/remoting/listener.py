@@ -1,6 +1,7 @@
 """Accepts connections on one port for both transports, and ends the idle ones.
 
 The first bytes tell the transport: `GET ` is a WebSocket upgrade, 0x16 a TLS handshake, anything else a frame length.
+Within TLS they tell once more.
 One task accepts per address, one watches for idle connections, one for writes that make no progress, and each
 connection is one task while it is idle.
 
@@ -20,12 +21,13 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from trio_rmq.errors import ListenError
+from trio_rmq.errors import ConfigError, ListenError
 from trio_rmq.remoting.address import format_address, parse_address, system_reason
 from trio_rmq.remoting.handlers import HandlerTable
-from trio_rmq.remoting.session import Session, SessionCallback
+from trio_rmq.remoting.session import Session, SessionCallback, SessionSocket
 from trio_rmq.remoting.settings import DEFAULT_SETTINGS, RemotingSettings
 from trio_rmq.remoting.tcp import TcpSession
+from trio_rmq.remoting.tls import HANDSHAKE_BYTE, ServerTls
 from trio_rmq.remoting.websocket import WebSocketSession
 
 BACKLOG = 1024
@@ -33,7 +35,6 @@ FIRST_READ_BYTES = 64 * 1024
 TELLING_BYTES = 4
 """How many bytes tell the transport: a frame length, or `GET `."""
 
-TLS_HANDSHAKE_BYTE = 0x16
 ACCEPT_CAPACITY_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 ACCEPT_PAUSE_SECONDS = 0.1
 """Pause after the system refused a new socket: no event tells when one is free."""
@@ -46,18 +47,20 @@ async def serve_remoting(
     handlers: HandlerTable,
     *,
     settings: RemotingSettings = DEFAULT_SETTINGS,
+    tls: ServerTls | None = None,
     on_open: SessionCallback | None = None,
     on_close: SessionCallback | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Listen on `addresses` ("host:port"; port 0 takes a free one) and serve until cancelled.
 
+    `tls` says whether TLS connections are taken, and plain ones; without it only the latter.
     `task_status` gets the bound addresses, "ip:port", when every one listens.  `on_open(session)` is called before a
     session's first request, `on_close(session)` once after its last, both without waiting.  ListenError names an
     address that cannot be bound; then none is served.  Cancelled, it closes the listeners and drops every connection.
     """
     listeners = await _open_listeners(addresses)
-    server = _Server(handlers, settings, on_open, on_close)
+    server = _Server(handlers, settings, tls, on_open, on_close)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.watch)
         for listener in listeners:
@@ -90,6 +93,14 @@ async def _open_listeners(addresses: Sequence[str]) -> list[trio.SocketListener]
 def _bound_address(listener: trio.SocketListener) -> str:
     host, port = listener.socket.getsockname()[:2]
     return format_address(host, port)
+
+
+def _refused(socket: trio.socket.SocketType, reason: str) -> None:
+    try:
+        host, port = socket.getpeername()[:2]
+    except OSError:
+        return  # it is gone already
+    logger.warning("connection with %s: closed, %s", format_address(host, port), reason)
 
 
 class _Watch:
@@ -147,11 +158,13 @@ class _Server:
         self,
         handlers: HandlerTable,
         settings: RemotingSettings,
+        tls: ServerTls | None,
         on_open: SessionCallback | None,
         on_close: SessionCallback | None,
     ) -> None:
         self._handlers = handlers
         self._settings = settings
+        self._tls = tls
         self._on_open = on_open
         self._on_close = on_close
         self._connections = 0
@@ -198,32 +211,50 @@ class _Server:
             socket.close()
 
     async def _open_session(self, socket: trio.socket.SocketType) -> Session | None:
-        first = b""
-        with trio.move_on_after(self._settings.connection_idle_seconds):
-            try:
-                while len(first) < TELLING_BYTES and not first.startswith(bytes((TLS_HANDSHAKE_BYTE,))):
-                    data = await socket.recv(FIRST_READ_BYTES)
-                    if not data:
-                        return None
-                    first += data
-                session_type = self._session_type(socket, first)
-                if session_type is None:
+        try:
+            first = await self._first_bytes(socket)
+            if not first:
+                return None
+            if first[0] != HANDSHAKE_BYTE:
+                if self._tls is not None and not self._tls.takes_plain:
+                    _refused(socket, "it is not TLS, which tlsServerMode=enforcing asks of everybody")
                     return None
-                return session_type(
-                    socket, first, self._handlers, self._settings, on_open=self._on_open, on_close=self._on_close
-                )
-            except OSError as error:
-                logger.debug("a connection was lost before its first request: %s", error)
+                return self._session(socket, first)
+            if self._tls is None or not self._tls.takes_tls:
+                _refused(socket, "TLS is not enabled here")
+                return None
+            with trio.move_on_after(self._settings.handshake_seconds) as scope:
+                secured = await self._tls.shake_hands(socket, first)
+            if scope.cancelled_caught:
+                _refused(socket, f"no TLS handshake within {self._settings.handshake_seconds:g} s")
+                return None
+            first = await self._first_bytes(secured)
+            return self._session(secured, first) if first else None
+        except ConfigError as error:
+            _refused(socket, f"no TLS: {error}")
+        except trio.BrokenResourceError as error:
+            _refused(socket, f"its TLS broke: {error.__cause__ or error}")
+        except OSError as error:
+            logger.debug("a connection was lost before its first request: %s", error)
         return None
 
-    def _session_type(
-        self, socket: trio.socket.SocketType, first: bytes
-    ) -> type[TcpSession] | type[WebSocketSession] | None:
-        if first[0] == TLS_HANDSHAKE_BYTE:
-            host, port = socket.getpeername()[:2]
-            logger.warning("connection with %s: closed, TLS is not enabled here", format_address(host, port))
-            return None
-        return WebSocketSession if first.startswith(b"GET ") else TcpSession
+    async def _first_bytes(self, socket: SessionSocket) -> bytes:
+        """So much that the transport can be told; nothing when the peer ends or is silent for too long."""
+        first = b""
+        with trio.move_on_after(self._settings.connection_idle_seconds):
+            while len(first) < TELLING_BYTES and not first.startswith(bytes((HANDSHAKE_BYTE,))):
+                data = await socket.recv(FIRST_READ_BYTES)
+                if not data:
+                    return b""
+                first += data
+            return first
+        return b""
+
+    def _session(self, socket: SessionSocket, first: bytes) -> Session:
+        session_type = WebSocketSession if first.startswith(b"GET ") else TcpSession
+        return session_type(
+            socket, first, self._handlers, self._settings, on_open=self._on_open, on_close=self._on_close
+        )
 
     async def watch(self) -> None:
         """Close the connections that were silent in both directions for the idle time, and those that read nothing."""

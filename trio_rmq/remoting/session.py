@@ -27,8 +27,8 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal, Protocol
 
 import trio
 
@@ -49,6 +49,30 @@ REQUEST_CODE_NOT_SUPPORTED = 3
 logger = logging.getLogger("trio_rmq.remoting")
 
 SessionCallback = Callable[["Session"], None]
+
+
+class SessionSocket(Protocol):
+    """What a session needs of its connection: trio's sockets have it, and TLS over one does."""
+
+    def recv(self, size_bytes: int, /) -> Awaitable[bytes]:
+        """At most so many bytes; none at the end."""
+        ...
+
+    def send(self, data: bytes | bytearray | memoryview, /) -> Awaitable[int]:
+        """Send some of `data`, at least one byte; how many."""
+        ...
+
+    def getpeername(self) -> Any:
+        """The other side's host and port."""
+        ...
+
+    def getsockname(self) -> Any:
+        """This side's host and port."""
+        ...
+
+    def close(self) -> None:
+        """Close at once."""
+        ...
 
 
 class Session(ABC):
@@ -88,7 +112,7 @@ class Session(ABC):
 
     def __init__(
         self,
-        socket: trio.socket.SocketType,
+        socket: SessionSocket,
         handlers: HandlerTable,
         settings: RemotingSettings,
         *,

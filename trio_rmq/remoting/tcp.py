@@ -13,7 +13,7 @@ import trio
 
 from trio_rmq.errors import ProtocolError
 from trio_rmq.remoting.handlers import HandlerTable, Reply
-from trio_rmq.remoting.session import Session, SessionCallback, logger
+from trio_rmq.remoting.session import Session, SessionCallback, SessionSocket, logger
 from trio_rmq.remoting.settings import RemotingSettings
 from trio_rmq.wire.command import Command
 from trio_rmq.wire.frame import FrameSplitter, decode_frame, encode_frame
@@ -34,7 +34,7 @@ class TcpSession(Session):
 
     def __init__(
         self,
-        socket: trio.socket.SocketType,
+        socket: SessionSocket,
         first: bytes,
         handlers: HandlerTable,
         settings: RemotingSettings,

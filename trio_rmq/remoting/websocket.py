@@ -23,7 +23,7 @@ from wsproto.utilities import ProtocolError as WebSocketProtocolError
 
 from trio_rmq.errors import ProtocolError
 from trio_rmq.remoting.handlers import HandlerTable, Reply
-from trio_rmq.remoting.session import Session, SessionCallback, logger
+from trio_rmq.remoting.session import Session, SessionCallback, SessionSocket, logger
 from trio_rmq.remoting.settings import RemotingSettings
 from trio_rmq.wire.cbor_codec import SUB_PROTOCOL, decode_commands, encode_messages
 from trio_rmq.wire.command import Command
@@ -43,7 +43,7 @@ PEERS_FAULTS = (ConnectionClosed, ProtocolError, WebSocketProtocolError, trio.Br
 class _SessionStream(trio.abc.Stream):
     """A session's socket as the stream that trio-websocket reads and writes."""
 
-    def __init__(self, session: WebSocketSession, socket: trio.socket.SocketType, first: bytes) -> None:
+    def __init__(self, session: WebSocketSession, socket: SessionSocket, first: bytes) -> None:
         self._session = session
         self._socket = socket
         self._first = first
@@ -90,7 +90,7 @@ class WebSocketSession(Session):
 
     def __init__(
         self,
-        socket: trio.socket.SocketType,
+        socket: SessionSocket,
         first: bytes,
         handlers: HandlerTable,
         settings: RemotingSettings,
