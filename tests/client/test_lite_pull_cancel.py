@@ -23,8 +23,11 @@ COUNT = 6
 QUEUE = MessageQueue(topic="Simulated", broker_name="b", queue_id=0)
 
 
-def in_world(client: Callable[[World], Awaitable[None]]) -> None:
-    """Run `client` on its own machine beside a name server and a broker that has COUNT messages in QUEUE."""
+def in_world(client: Callable[[World], Awaitable[None]], *, queues: int = 8, latency_seconds: float = 0.002) -> None:
+    """Run `client` on its own machine beside a name server and a broker that has COUNT messages in QUEUE.
+
+    `queues` bounds how many the topic has.
+    """
 
     async def main(world: World) -> None:
         async with trio.open_nursery() as servers:
@@ -32,7 +35,9 @@ def in_world(client: Callable[[World], Awaitable[None]]) -> None:
                 names = NamesrvConfig(kv_config_path="kv.json")
                 await servers.start(partial(serve_name_server, names, disk=FaultyDisk()))
             with world.node(BROKER):
-                broker = BrokerConfig(broker_ip1=BROKER, broker_name="b", namesrv_addr=NAMES)
+                broker = BrokerConfig(
+                    broker_ip1=BROKER, broker_name="b", namesrv_addr=NAMES, default_topic_queue_nums=queues
+                )
                 await servers.start(partial(serve_broker, broker, small_config("store"), disk=FaultyDisk()))
             with world.node(CLIENT):
                 async with Producer(name_servers=NAMES) as producer:
@@ -43,7 +48,7 @@ def in_world(client: Callable[[World], Awaitable[None]]) -> None:
                 await client(world)
             servers.cancel_scope.cancel()
 
-    simulate(main, seed=1, link=Link(latency_seconds=0.002))
+    simulate(main, seed=1, link=Link(latency_seconds=latency_seconds))
 
 
 class CancelAt(trio.abc.Instrument):

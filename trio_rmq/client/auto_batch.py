@@ -76,7 +76,7 @@ class AutoBatcher:
 
     def takes(self, message: Message) -> bool:
         """Whether the message is one for a batch: small enough, wanted at once, and there is room."""
-        if message.deliver_at_ms is not None or message.delay_ms is not None:
+        if message.is_for_later:
             return False
         size = len(message.body)
         return size < self._settings.size_bytes and self._gathered_bytes + size <= GATHERED_BYTES_MAX

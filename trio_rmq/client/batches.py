@@ -38,7 +38,7 @@ def make_batch(maker: OutgoingMaker, messages: Sequence[Message]) -> Outgoing:
             )
         if message.wait_store != first.wait_store:
             raise ClientError("all messages of a batch must have the same wait_store: send a batch for each")
-        if message.deliver_at_ms is not None or message.delay_ms is not None:
+        if message.is_for_later:
             raise ClientError("the messages of a batch are delivered at once: send those for a later time singly")
         message.check(maker.body_size_max_bytes)
         unique_id = maker.next_id()

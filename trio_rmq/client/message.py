@@ -53,6 +53,14 @@ class Message:
     delay_ms: int | None = None
     """How long after it was stored it is to be delivered; counts more than `deliver_at_ms`.  Both need a broker that
     has timers: ours, or RocketMQ's from 5.0 on; an older one delivers at once."""
+    delay_level: int = 0
+    """A level of the broker's table messageDelayLevel, whose delay it waits (as brokers come, 1 is 1 s and 18 is 2 h);
+    0: none.  Every broker has it."""
+
+    @property
+    def is_for_later(self) -> bool:
+        """Whether it has a delay or a time of delivery."""
+        return bool(self.delay_level) or self.delay_ms is not None or self.deliver_at_ms is not None
 
     def check(self, body_size_max_bytes: int = BODY_SIZE_MAX_BYTES) -> None:
         """ClientError when a broker would refuse the message, with the mend."""
@@ -66,6 +74,8 @@ class Message:
             raise ClientError("the body is empty: a message needs at least one byte")
         if size > body_size_max_bytes:
             raise ClientError(f"the body has {size} bytes, more than {body_size_max_bytes}: split it")
+        if self.delay_level < 0:
+            raise ClientError(f"the delay level {self.delay_level} is negative: levels begin at 1, 0 means none")
         for name, value in self.properties.items():
             if name in RESERVED_PROPERTIES:
                 raise ClientError(f"the property name {name} is reserved: choose another")
@@ -85,6 +95,8 @@ class Message:
                 text += _field(prop.KEYS, keys)
         if self.sharding_key:
             text += _field(prop.SHARDING_KEY, self.sharding_key)
+        if self.delay_level:
+            text += f"\x02{prop.DELAY}\x01{self.delay_level}"
         if self.delay_ms is not None:
             text += f"\x02{prop.TIMER_DELAY_MS}\x01{self.delay_ms}"
         elif self.deliver_at_ms is not None:
