@@ -18,6 +18,7 @@ from trio_rmq.wire import headers
 from trio_rmq.wire.codes import RequestCode, ResponseCode
 from trio_rmq.wire.command import Command
 from trio_rmq.wire.properties import parse_properties
+from trio_rmq.wire.routes import decode_kv_table
 
 pytestmark = pytest.mark.trio
 
@@ -131,6 +132,8 @@ async def test_a_delay_level_counts_more_than_a_time(autojump_clock: MockClock) 
 async def test_a_recalled_message_is_not_delivered(autojump_clock: MockClock) -> None:
     async with one_broker() as (_, client):
         handles = [handle_of(await timed(client, key, key=key.decode(), TIMER_DELAY_MS=5000)) for key in (b"A", b"B")]
+        answer = await client.ask(RequestCode.GET_BROKER_RUNTIME_INFO)
+        assert decode_kv_table(answer.body).table["timerCongestNum"] == "2"
         handle = decode_recall_handle(handles[0])
         assert (handle.topic, handle.broker_name, handle.unique_key) == ("T", BROKER_NAME, "A")
         await trio.sleep(4.9)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from trio_rmq.broker.delay import DelayService
 from trio_rmq.broker.long_polling import HeldPulls
 from trio_rmq.broker.stats import BrokerStats
+from trio_rmq.broker.timers import Timers
 from trio_rmq.clock import wall_ms
 from trio_rmq.store.message_store import MessageStore
 from trio_rmq.wire.command import PROTOCOL_VERSION
@@ -19,11 +20,14 @@ _GIB = 1024**3
 class RuntimeInfo:
     """Makes the table; `boot_timestamp_ms` is when the broker began."""
 
-    def __init__(self, store: MessageStore, held_pulls: HeldPulls, stats: BrokerStats, delay: DelayService) -> None:
+    def __init__(
+        self, store: MessageStore, held_pulls: HeldPulls, stats: BrokerStats, delay: DelayService, timers: Timers
+    ) -> None:
         self._store = store
         self._held_pulls = held_pulls
         self._stats = stats
         self._delay = delay
+        self._timers = timers
         self._boot_timestamp_ms = wall_ms()
 
     def table(self) -> dict[str, str]:
@@ -72,4 +76,5 @@ class RuntimeInfo:
             "pullThreadPoolQueueHeadWaitTimeMills": "0",
             "queryThreadPoolQueueHeadWaitTimeMills": "0",
             **self._delay.running_stats(),
+            **self._timers.running_stats(),
         }

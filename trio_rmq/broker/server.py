@@ -280,7 +280,7 @@ class _Broker:
             table
         )
         StatsHandlers(self._stats).register(table)
-        runtime = RuntimeInfo(store, self._held_pulls, self._stats, self._delay)
+        runtime = RuntimeInfo(store, self._held_pulls, self._stats, self._delay, self._timers)
         BrokerAdminHandlers(self._config, topics, self._properties, runtime.table, self._settings_changed).register(
             table
         )
