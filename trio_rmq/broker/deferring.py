@@ -185,9 +185,23 @@ class Deferring:
             is_recall = prop.property_of(text, prop.TIMER_DEL_UNIQUE_KEY) is not None
             code = due_ms + TIMER_RECALL if is_recall else due_ms
             topic, waiting_queue_id = names.TIMER_TOPIC, TIMER_QUEUE_ID
-        values = {field: getattr(message, field) for field in NewMessage.__struct_fields__}
-        values |= {"topic": topic, "queue_id": waiting_queue_id, "properties": text, "tags_code": code}
-        return DeferredMessage(**values, answer_queue_id=queue_id, recall_handle=handle, transaction_id=transaction_id)
+        return DeferredMessage(
+            topic,
+            waiting_queue_id,
+            message.body,
+            text,
+            message.flag,
+            message.sys_flag,
+            message.born_timestamp_ms,
+            message.born_host,
+            message.reconsume_times,
+            message.prepared_transaction_offset,
+            code,
+            message.wait_for_store,
+            queue_id,
+            handle,
+            transaction_id,
+        )
 
     def scheduled(self, message: NewMessage) -> NewMessage:
         """A committed message, or what is stored in its place until it is to be delivered."""

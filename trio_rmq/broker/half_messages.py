@@ -33,6 +33,9 @@ REMOVE_TAG = "d"
 _OP_PROPERTIES = f"{prop.TAGS}\x01{REMOVE_TAG}".encode()
 _OP_CODE = tags_code(REMOVE_TAG)
 _TAGS = prop.TAGS.encode()
+_TRANSACTION_ID = f"{prop.TRANSACTION_ID}\x01"
+_REAL_TOPIC = f"{prop.REAL_TOPIC}\x01"
+_REAL_QUEUE_ID = f"{prop.REAL_QUEUE_ID}\x01"
 
 
 class HalfMessage(msgspec.Struct, gc=False):
@@ -66,6 +69,8 @@ class HalfMessage(msgspec.Struct, gc=False):
 def half_properties(text: str, topic: str, queue_id: int) -> str:
     """The properties with which a transactional message for this queue waits for its end."""
     unique_key = prop.property_of(text, prop.UNIQUE_KEY)
+    if unique_key and prop.REAL_TOPIC not in text and prop.TRANSACTION_ID not in text and not text.endswith("\x02"):
+        return f"{text}\x02{_TRANSACTION_ID}{unique_key}\x02{_REAL_TOPIC}{topic}\x02{_REAL_QUEUE_ID}{queue_id}"
     if unique_key is not None:
         text = prop.with_property(text, prop.TRANSACTION_ID, unique_key)  # as 5.x does
     text = prop.with_property(text, prop.REAL_TOPIC, topic)
@@ -102,14 +107,12 @@ def read_half(record: StoredMessage) -> HalfMessage | None:
 def committed(half: HalfMessage) -> NewMessage:
     """The message of a committed transaction, for its real queue; its properties as the half message has them."""
     record = half.record
-    return msgspec.structs.replace(
-        _copy(record, record.properties),
-        topic=half.topic,
-        queue_id=half.queue_id,
-        sys_flag=record.sys_flag & ~TRANSACTION_MASK | TRANSACTION_COMMIT,
-        prepared_transaction_offset=record.physical_offset,
-        wait_for_store=False,
-    )
+    message = _copy(record, record.properties)
+    message.topic = half.topic
+    message.queue_id = half.queue_id
+    message.sys_flag = record.sys_flag & ~TRANSACTION_MASK | TRANSACTION_COMMIT
+    message.prepared_transaction_offset = record.physical_offset
+    return message
 
 
 def asked_again(half: HalfMessage) -> NewMessage:

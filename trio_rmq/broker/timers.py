@@ -39,7 +39,7 @@ from trio_rmq.wire.record import StoredMessage
 
 logger = getLogger(__name__)
 
-_SLICE_MESSAGES = 128
+_SLICE_MESSAGES = 256
 _SLICE_BYTES = 512 * 1024
 """Most that is delivered before other tasks get their turn: some 2 ms of work."""
 
@@ -348,7 +348,7 @@ class Timers:
             if total > _SLICE_BYTES:
                 done = index
                 break
-            message = None if self._is_elsewhere(due) else self._message(due, record, now_ms)
+            message = None if self._rolled and self._is_elsewhere(due) else self._message(due, record, now_ms)
             if message is not None:
                 messages.append(message)
                 dues.append(due)
@@ -368,7 +368,7 @@ class Timers:
         for due in taken:
             if due in kept:
                 self._pending.add(*due)
-            elif not self._is_elsewhere(due):
+            elif not self._rolled or not self._is_elsewhere(due):
                 self._forget(due[1])
         self._changed()
         return refusal
@@ -416,7 +416,9 @@ class Timers:
             logger.error("the timer message at offset %d does not say where it goes", due[1])
             return None
         name = topic.decode("utf-8", "replace")
-        if property_of_bytes(text, _DELETE_KEY) is not None or self._was_rolled_and_delivered(due, record, name):
+        if (_DELETE_KEY in text and property_of_bytes(text, _DELETE_KEY) is not None) or self._was_rolled_and_delivered(
+            due, record, name
+        ):
             return None
         if self._recalled and self._is_recalled(due, name, property_of_bytes(text, _KEY)):
             return None

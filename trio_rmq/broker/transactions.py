@@ -121,6 +121,26 @@ class Transactions:
             if self._topics.get(topic) is None:
                 self._topics.create_internal(topic, 1)
 
+    def find_many(self, places: Sequence[tuple[int, int]]) -> list[HalfMessage | None]:
+        """`find` for each (queue offset, physical offset); those of neighbours are read together."""
+        first = min([offset for offset, _ in places])
+        count = max([offset for offset, _ in places]) - first + 1
+        if len(places) == 1 or count > 4 * len(places):
+            return [self.find(*place) for place in places]
+        reader = self._store.reader
+        entries = reader.entries(names.HALF_TOPIC, half_messages.QUEUE_ID, first, count)
+        wanted = sorted({offset for offset, _ in places if offset - first < len(entries)})
+        records = reader.records([entries[offset - first][:2] for offset in wanted])
+        by_offset = dict(zip(wanted, records, strict=True))
+        found: list[HalfMessage | None] = []
+        for offset, physical in places:
+            record = by_offset.get(offset)
+            if record is not None and record.physical_offset == physical:
+                found.append(half_messages.read_half(record))
+            else:
+                found.append(self.find(offset, physical))
+        return found
+
     def find(self, queue_offset: int, physical_offset: int) -> HalfMessage | None:
         """The half message whose record begins at `physical_offset`; fast where it also is at `queue_offset`."""
         reader = self._store.reader

@@ -50,12 +50,9 @@ class TransactionHandlers:
         commits: list[tuple[Command, HalfMessage, NewMessage]] = []
         rollbacks: list[tuple[Command, HalfMessage]] = []
         places: set[int] = set()
-        for request in requests:
+        for request, header, named in self._read(session, requests, replies):
             try:
-                header = request.decode_header(EndTransactionRequestHeader)
-                half = self._decided(session, header)
-                if half is None:
-                    continue
+                half = self._check(header, named)
                 place = self._transactions.place_of(half)
                 if place is None or place in places:
                     raise _refused(f"the transaction {half.unique_key} has ended already")
@@ -68,9 +65,6 @@ class TransactionHandlers:
                 logger.warning("%s cannot end a transaction: %s", session.peer, error.remark)
                 if not request.is_oneway:
                     replies.append(request.reply(error.response_code, remark=error.remark))
-            except ProtocolError as error:
-                if not request.is_oneway:
-                    replies.append(request.reply(error.response_code, remark=str(error)))
         results = self._transactions.end(
             [(half, message) for _, half, message in commits], [half for _, half in rollbacks]
         )
@@ -100,17 +94,34 @@ class TransactionHandlers:
 
         return Later(wait, answers=requests)
 
-    def _decided(self, session: Session, header: EndTransactionRequestHeader) -> HalfMessage | None:
-        """The half message that the request ends; None when it does not decide.  RequestError says why not."""
-        decision = header.commit_or_rollback
-        if decision not in (TRANSACTION_COMMIT, TRANSACTION_ROLLBACK):
-            if decision == TRANSACTION_NONE:
+    def _read(
+        self, session: Session, requests: Sequence[Command], replies: list[Reply]
+    ) -> list[tuple[Command, EndTransactionRequestHeader, HalfMessage | None]]:
+        """The requests that decide, with the half messages that they name; what cannot be read is answered."""
+        decided: list[tuple[Command, EndTransactionRequestHeader]] = []
+        for request in requests:
+            try:
+                header = request.decode_header(EndTransactionRequestHeader)
+            except ProtocolError as error:
+                if not request.is_oneway:
+                    replies.append(request.reply(error.response_code, remark=str(error)))
+                continue
+            if header.commit_or_rollback in (TRANSACTION_COMMIT, TRANSACTION_ROLLBACK):
+                decided.append((request, header))
+            elif header.commit_or_rollback == TRANSACTION_NONE:
                 logger.info(
                     "%s leaves the transaction %s undecided%s",
                     session.peer, header.msg_id, " although it was asked" if header.from_transaction_check else "",
                 )  # fmt: skip
-            return None
-        half = self._transactions.find(header.tran_state_table_offset, header.commit_log_offset)
+        if not decided:
+            return []
+        halves = self._transactions.find_many(
+            [(header.tran_state_table_offset, header.commit_log_offset) for _, header in decided]
+        )
+        return [(request, header, half) for (request, header), half in zip(decided, halves, strict=True)]
+
+    def _check(self, header: EndTransactionRequestHeader, half: HalfMessage | None) -> HalfMessage:
+        """The half message, which the request may end; RequestError says why it may not."""
         if half is None:
             raise _refused("Find prepared transaction message failed")
         if (
