@@ -21,10 +21,12 @@ def test_links_lead_to_files() -> None:
 
 def test_commands_have_the_options_shown() -> None:
     for line in re.findall(r"^    trio-rmq (.+)$", README, re.MULTILINE):
-        command, *words = line.split()
-        shown = trio_rmq(command, "--help").stdout.decode()
-        for option in re.findall(r"--?[a-z][a-z-]*", " ".join(words)):
-            assert option in shown, f"{command} has no {option}"
+        command, rest = line.split(maxsplit=1)
+        alternatives = [part.split() for part in rest.split(" | ")] if command in COMMANDS_OF_COMMANDS else []
+        for words in [[command, *words] for words in alternatives] or [[command]]:
+            shown = trio_rmq(*words[: 2 if alternatives else 1], "--help").stdout.decode()
+            for option in re.findall(r"--?[a-z][a-z-]*", " ".join(words) if alternatives else rest):
+                assert option in shown, f"{' '.join(words)} has no {option}"
 
 
 def test_producer_and_consumer_run_as_printed(tmp_path: Path) -> None:

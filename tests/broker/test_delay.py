@@ -68,7 +68,9 @@ async def test_what_is_delivered_is_the_message_as_apache_restores_it(autojump_c
         sent_at = running.world.wall_ms()
         properties = "UNIQ_KEY\x01A\x02WAIT\x01true\x02TAGS\x01red\x02DELAY\x011"
         answer = await client.send(b"x" * 9, queue_id=2, properties=properties, reconsume_times=4, flag=7, sys_flag=1)
-        assert answer.decode_header(headers.SendMessageResponseHeader).queue_id == 0  # of the delay topic, as Apache
+        assert (
+            answer.decode_header(headers.SendMessageResponseHeader).queue_id == 2
+        )  # the one asked for, as Apache answers
         (waiting,) = await client.stored(SCHEDULE, 0)
         await trio.sleep(1.1)
         (message,) = await client.stored(queue_id=2)

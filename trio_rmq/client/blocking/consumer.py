@@ -24,6 +24,7 @@ from trio_rmq.client.message import ReceivedMessage
 from trio_rmq.client.offset_store import OffsetStore
 from trio_rmq.client.pull_calls import PullResult
 from trio_rmq.client.pull_consumer import PULL_MESSAGES
+from trio_rmq.remoting.tls_context import TlsContext
 from trio_rmq.wire.command import SerializeType
 from trio_rmq.wire.groups import MessageQueue
 from trio_rmq.wire.heartbeat import EXPRESSION_TAG
@@ -44,6 +45,8 @@ class LitePullSettings(TypedDict, total=False):
     allocation: Allocation
     offset_store: OffsetStore | None
     serialize_type: SerializeType
+    ssl_context: TlsContext | None
+    use_tls: bool
 
 
 class LitePullConsumer(BlockingClient[lite_pull_consumer.LitePullConsumer]):
@@ -138,10 +141,19 @@ class PullConsumer(BlockingClient[pull_consumer.PullConsumer]):
         *,
         name_servers: str | Sequence[str] | None = None,
         serialize_type: SerializeType = SerializeType.JSON,
+        ssl_context: TlsContext | None = None,
+        use_tls: bool = False,
         portal: BlockingPortalProvider | None = None,
     ) -> None:
         super().__init__(
-            lambda: pull_consumer.PullConsumer(group, name_servers=name_servers, serialize_type=serialize_type), portal
+            lambda: pull_consumer.PullConsumer(
+                group,
+                name_servers=name_servers,
+                serialize_type=serialize_type,
+                ssl_context=ssl_context,
+                use_tls=use_tls,
+            ),
+            portal,
         )
 
     def pull(
@@ -207,6 +219,8 @@ class PushSettings(TypedDict, total=False):
     grace_seconds: float
     offset_store: OffsetStore | None
     serialize_type: SerializeType
+    ssl_context: TlsContext | None
+    use_tls: bool
 
 
 class PushConsumer(BlockingClient[push_consumer.PushConsumer]):
