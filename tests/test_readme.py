@@ -11,6 +11,8 @@ from tests.cli.processes import WAIT_SECONDS, environment, free_ports, running, 
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+COMMANDS_OF_COMMANDS = ("group", "store", "topic")
+"""What follows these is one command or another, with `|` between."""
 
 
 def test_links_lead_to_files() -> None:
