@@ -221,6 +221,7 @@ RULES = [
             "trio_rmq/testing/world.py": "makes the seeded generators",
             "trio_rmq/testing/bit_flips.py": "makes its store from a seed",
             "trio_rmq/testing/crash_points.py": "makes its scenario from a seed",
+            "trio_rmq/testing/simulation/": "makes its plans and faults from a seed",
         },
     ),
     Rule(
@@ -319,6 +320,7 @@ RULES = [
             "trio_rmq/client/queue_writer.py": "a growing pause before a failed server is asked again",
             "trio_rmq/testing/faulty_disk.py": "the simulated latency of a sync",
             "trio_rmq/testing/crash_points.py": "lets the background services have their turn, on virtual time",
+            "trio_rmq/testing/simulation/": "faults, restarts and their bounds are times, all of them virtual",
         },
     ),
     Rule(

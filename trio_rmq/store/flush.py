@@ -29,6 +29,9 @@ _PAGE_BYTES = 4096
 _UNMARKED_BYTES_MAX = 256 * 1024 * 1024
 """So much log behind the checkpoint's mark has the queues synced early: a start after a crash reads little more."""
 
+_REWRITE_BLOCK_BYTES = 1024 * 1024
+"""Written at once when a start after a crash writes the log's end again."""
+
 _QUEUES_A_SLICE = 64
 """Queues written out before other tasks get their turn: about 3 ms of system calls."""
 
@@ -192,11 +195,32 @@ class LogFlusher:
                 await self._running.done.wait()
 
     async def sync_from(self, start_offset: int) -> None:
-        """Sync the log from `start_offset` on: what a crash left written but not synced must not be called synced."""
-        for start in self._log.files.starts:
-            if start + self._log.files.file_size > start_offset:
-                self._log.files.pin(start)
-                self._log.unsynced_starts.append(start)
+        """Sync the log from `start_offset` on: what a crash left written but not synced must not be called synced.
+
+        It is written once more first.  Where a sync had failed, the kernel shows the bytes and takes them for clean,
+        so a sync alone would leave them out, and the next power loss would tear a hole under what came after.
+        """
+        log = self._log
+        size = log.files.file_size
+        try:
+            for start in [start for start in log.files.starts if start + size > start_offset]:
+                position, end = max(start, start_offset), min(start + size, log.position)
+                while position < end:
+                    block = log.read(position, min(_REWRITE_BLOCK_BYTES, end - position))
+                    if data := block.rstrip(b"\0"):  # zeros may be a hole, which shall take no space
+                        log.files.write(position, data)
+                    position += _REWRITE_BLOCK_BYTES
+                    await trio.lowlevel.checkpoint()
+                log.files.pin(start)
+                log.unsynced_starts.append(start)
+        except OSError as error:
+            reason = StoreFailedError(
+                f"{log.files.directory}: what a crash left cannot be written again ({error.strerror or error}): "
+                "check the disk, then start again"
+            )
+            self.fail(reason)
+            self._failed(reason)
+            return
         await self.sync()
 
 

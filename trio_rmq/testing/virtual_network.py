@@ -38,6 +38,7 @@ from trio_rmq.testing.virtual_socket import VirtualSocket
 LOOPBACK = "127.0.0.1"
 
 _current_node: ContextVar[str] = ContextVar("trio_rmq_virtual_node", default=LOOPBACK)
+_current_check: ContextVar[Callable[[], None]] = ContextVar("trio_rmq_virtual_check", default=lambda: None)
 
 
 @dataclass(frozen=True)
@@ -118,14 +119,18 @@ class VirtualNetwork(trio.abc.SocketFactory, trio.abc.HostnameResolver):
     # ---- nodes -------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def node(self, address: str) -> Iterator[None]:
-        """Within the block, and in every task started in it, sockets belong to the machine with this IP address."""
+    def node(self, address: str, *, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Within the block, and in every task started in it, sockets belong to the machine with this IP address.
+
+        `check` is called before a socket is made or a name looked up: it raises when the program is dead.
+        """
         self._lives.setdefault(address, Life(address))
-        token = _current_node.set(address)
+        token, check_token = _current_node.set(address), _current_check.set(check)
         try:
             yield
         finally:
             _current_node.reset(token)
+            _current_check.reset(check_token)
 
     def name(self, name: str, address: str) -> None:
         """Let `name` resolve to `address` on every node."""
@@ -339,6 +344,7 @@ class VirtualNetwork(trio.abc.SocketFactory, trio.abc.HostnameResolver):
         """What `trio.socket.socket` returns for the current node: TCP only."""
         if family not in (tsocket.AF_INET, tsocket.AF_INET6) or type != tsocket.SOCK_STREAM:
             raise OSError(errno.EAFNOSUPPORT, "the virtual network has TCP over IPv4 and IPv6 only")
+        _current_check.get()()
         return VirtualSocket(self, _current_node.get(), AddressFamily(family), proto)
 
     async def getaddrinfo(
@@ -351,6 +357,7 @@ class VirtualNetwork(trio.abc.SocketFactory, trio.abc.HostnameResolver):
         flags: int = 0,
     ) -> list[tuple[Any, ...]]:
         """The one address behind a name given to `name()`."""
+        _current_check.get()()
         await trio.lowlevel.checkpoint()
         address, number = self.resolve(((host or b"localhost").decode(), port or 0))
         kind = tsocket.AF_INET6 if ":" in address else tsocket.AF_INET

@@ -22,6 +22,7 @@ import wsproto.frame_protocol
 import wsproto.utilities
 from trio.testing import MockClock
 
+from trio_rmq.client import instance
 from trio_rmq.clock import use_wall_clock
 from trio_rmq.randomness import use_rng
 from trio_rmq.testing.virtual_network import Link, VirtualNetwork, open_network
@@ -50,16 +51,23 @@ class World:
         return self.start_wall_ms + int((trio.current_time() - self._start_seconds) * 1000)
 
     @contextmanager
-    def node(self, address: str, *, wall_offset_ms: Callable[[], int] = lambda: 0) -> Iterator[None]:
+    def node(
+        self,
+        address: str,
+        *,
+        wall_offset_ms: Callable[[], int] = lambda: 0,
+        check: Callable[[], None] = lambda: None,
+        life: int = 0,
+    ) -> Iterator[None]:
         """Within the block, and in every task started in it, code runs on the machine with this IP address.
 
         Its sockets, its wall clock (the world's plus `wall_offset_ms()`, so a test can set it back) and its randomness
-        are its own.
+        are its own.  `check` as of VirtualNetwork.node; each `life` of a machine draws other random numbers.
         """
         with (
-            self.network.node(address),
+            self.network.node(address, check=check),
             use_wall_clock(lambda: self.wall_ms() + wall_offset_ms()),
-            use_rng(self.rng(f"node/{address}")),
+            use_rng(self.rng(f"node/{address}/{life}" if life else f"node/{address}")),
         ):
             yield
 
@@ -110,14 +118,18 @@ def deterministic_scheduling(seed: int) -> Iterator[None]:
     real = [module.os for module in modules]
     for module in modules:
         module.os = masks
+    clients: Any = instance
+    system = clients.os
+    clients.os = _Process(system)
     try:
         yield
     finally:
+        clients.os = system
         runner._ALLOW_DETERMINISTIC_SCHEDULING = allowed
         runner._r.setstate(state)
         random.setstate(global_state)
-        for module, system in zip(modules, real, strict=True):
-            module.os = system
+        for module, its_os in zip(modules, real, strict=True):
+            module.os = its_os
 
 
 class _Masks:
@@ -128,3 +140,13 @@ class _Masks:
 
     def urandom(self, size: int) -> bytes:
         return self._rng.randbytes(size)
+
+
+class _Process:
+    """Stands for `os` where clients name themselves: one process id in every run, so that ids are of one length."""
+
+    def __init__(self, system: Any) -> None:
+        self.environ = system.environ
+
+    def getpid(self) -> int:
+        return 4242

@@ -1,0 +1,156 @@
+"""What a run will do, before it runs: printed options, an explicit list of faults and one of operations.
+
+Each part is drawn from a random stream of its own, so that taking one fault or operation away leaves the others as
+they are.  A plan is plain data: it goes to JSON and back, and a failing one can be made smaller by hand.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+import msgspec
+
+from trio_rmq.testing.world import named_rng
+
+QUEUES = 4
+PRODUCERS = 2
+OPERATIONS_A_SECOND = 25.0
+QUIET_SECONDS = 2.0
+"""At the beginning, without faults: the topic is made."""
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What stays the same for a whole run."""
+
+    seconds: float
+    """Length of the safety phase, of virtual time."""
+    flush_disk_type: str
+    latency_seconds: float
+    jitter_seconds: float
+    split_chance: float
+    """How often a read or write of a socket is cut short."""
+    sync_seconds: float
+    """Mean time of a sync while the disk is well."""
+    log_file_bytes: int
+    last: str
+    """What ends the broker's last life: stop, kill or power."""
+    kinds: list[str]
+    """The faults that are on; the others are off for the whole run (swarm testing)."""
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """One fault at a time of the safety phase."""
+
+    at: float
+    kind: str
+    target: str = ""
+    seconds: float = 0.0
+    """How long it lasts, or how long a machine stays down."""
+    amount: int = 0
+    """Of a clock step: milliseconds; of a failing call: how many times."""
+    seed: int = 0
+    """What a power loss leaves is chosen by it."""
+
+
+class Send(msgspec.Struct, frozen=True):
+    """One message to send, not before `at`."""
+
+    at: float
+    producer: int
+    number: int
+    queue_id: int
+    size_bytes: int
+
+    @property
+    def body(self) -> bytes:
+        """The message: its name, and dots up to its size."""
+        return f"p{self.producer}-{self.number}".encode().ljust(self.size_bytes, b".")
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """All that one run is told."""
+
+    seed: int
+    options: Options
+    faults: list[Fault]
+    sends: list[Send]
+
+
+WEIGHTS: dict[str, float] = {
+    "kill": 3.0,
+    "power": 4.0,
+    "slow disk": 2.0,
+    "sync error": 1.0,
+    "write error": 0.5,
+    "disk full": 0.7,
+    "cut": 1.5,
+    "one-way cut": 1.0,
+    "reset": 1.5,
+    "clock step": 1.0,
+    "consumer killed": 0.7,
+    "consumer stopped": 0.5,
+    "name server killed": 0.5,
+    "name server silent": 0.3,
+}
+"""Fault -> how often, beside the others."""
+
+
+def make_plan(seed: int, seconds: float = 120.0) -> Plan:
+    """The plan of this seed."""
+    options = _options(named_rng(seed, "options"), seconds)
+    faults = _faults(named_rng(seed, "faults"), options)
+    sends = _sends(named_rng(seed, "sends"), options)
+    return Plan(seed, options, faults, sends)
+
+
+def _options(rng: Random, seconds: float) -> Options:
+    kinds = [kind for kind in WEIGHTS if rng.random() < 0.75]
+    if "kill" not in kinds and "power" not in kinds:
+        kinds.append(rng.choice(["kill", "power"]))
+    return Options(
+        seconds=seconds,
+        flush_disk_type=rng.choice(["SYNC_FLUSH", "SYNC_FLUSH", "ASYNC_FLUSH"]),
+        latency_seconds=rng.choice([0.0002, 0.002, 0.02]),
+        jitter_seconds=rng.choice([0.0, 0.002, 0.02]),
+        split_chance=rng.choice([0.0, 0.0, 0.1, 0.5]),
+        sync_seconds=rng.choice([0.001, 0.005, 0.02]),
+        log_file_bytes=rng.choice([16_384, 65_536]),
+        last=rng.choice(["stop", "kill", "power"]),
+        kinds=kinds,
+    )
+
+
+def _faults(rng: Random, options: Options) -> list[Fault]:
+    faults: list[Fault] = []
+    at = QUIET_SECONDS
+    every = rng.choice([3.0, 6.0, 10.0])
+    weights = [WEIGHTS[kind] for kind in options.kinds]
+    while True:
+        at = round(at + rng.expovariate(1 / every), 3)
+        if at >= options.seconds:
+            return faults
+        kind = rng.choices(options.kinds, weights)[0]
+        faults.append(
+            Fault(
+                at,
+                kind,
+                target=rng.choice(["producer 0", "producer 1", "consumer 0", "consumer 1", "name server"]),
+                seconds=round(min(rng.expovariate(1 / 2.0), 20.0), 3),
+                amount=rng.choice([-60_000, -2000, 2000, 60_000]) if kind == "clock step" else 1,
+                seed=rng.getrandbits(31),
+            )
+        )
+
+
+def _sends(rng: Random, options: Options) -> list[Send]:
+    sends: list[Send] = []
+    for producer in range(PRODUCERS):
+        at, number = QUIET_SECONDS / 2, 0
+        while True:
+            at = round(at + rng.expovariate(OPERATIONS_A_SECOND / PRODUCERS), 4)
+            if at >= options.seconds:
+                break
+            size = rng.choice([12, 40, 200, 600]) if rng.random() < 0.98 else 3000
+            sends.append(Send(at, producer, number, rng.randrange(QUEUES), size))
+            number += 1
+    return sorted(sends, key=lambda send: (send.at, send.producer))
