@@ -10,6 +10,8 @@ from trio.testing import MockClock
 
 from tests.broker.running import Client, one_broker, pull_header, send_header
 from trio_rmq.broker.long_polling import HeldPulls
+from trio_rmq.store import reading
+from trio_rmq.testing.faulty_disk import FaultyDisk
 from trio_rmq.wire import headers
 from trio_rmq.wire.codes import RequestCode, ResponseCode
 from trio_rmq.wire.command import Command
@@ -346,3 +348,35 @@ async def test_held_pulls_are_bounded_and_leave_nothing_behind(autojump_clock: M
         await pulls.wait_arrival("T", 0, None, 100)
     assert scope.cancelled_caught
     assert pulls.held == 0
+
+
+# -- what is not in the page cache --------------------------------------------------------------------------------
+
+
+async def test_a_cold_read_stalls_nobody(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "RECENT_BYTES", 0)
+    disk = FaultyDisk()
+    async with one_broker(disk=disk) as (running, client):
+        await client.create_topic("T", 2)
+        await with_group(client)
+        await client.send(b"old")
+        log = next(path for path in (line.partition(" ")[2] for line in disk.trace) if "/commitlog/" in path)
+        disk.cold.add(log)
+        answers: list[tuple[float, Command]] = []
+
+        async def pull_cold() -> None:
+            answer = await client.pull(sys_flag=PULL_SUBSCRIPTION | PULL_COMMIT_OFFSET, commit_offset=0)
+            answers.append((trio.current_time() - begun, answer))
+
+        async with running.client() as other, trio.open_nursery() as nursery:
+            begun = trio.current_time()
+            disk.latency = lambda: 3.0
+            nursery.start_soon(pull_cold)
+            await trio.sleep(1)
+            assert not answers
+            assert (await other.pull(queue_id=1)).code == ResponseCode.PULL_NOT_FOUND
+            assert trio.current_time() - begun < 1.5
+        ((seconds, answer),) = answers
+        assert 3.0 <= seconds < 3.5
+        assert [message.body for message in decode_records(answer.body)] == [b"old"]
+        assert (answer.code, *offsets(answer)) == (ResponseCode.SUCCESS, 1, 0, 1)

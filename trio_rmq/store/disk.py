@@ -6,7 +6,8 @@ nothing outside this file may open, list, lock or sync a file.  All blocking wor
 move it to a thread.  Errors are OSError, untouched.
 
 Fallbacks where a system lacks a call: without `fdatasync` fsync; without SEEK_DATA a file counts as one extent; without
-open-file-description locks the process-wide kind.
+open-file-description locks the process-wide kind; without `preadv` and RWF_NOWAIT, or on a file system that does not
+know it, all counts as cached, and a read of what is not then stalls everybody.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ DELETED = "the file was deleted while in use"
 _fdatasync = getattr(os, "fdatasync", os.fsync)
 _OFD_SETLK = getattr(fcntl, "F_OFD_SETLK", None)
 _OFD_GETLK = getattr(fcntl, "F_OFD_GETLK", None)
+_scratch = memoryview(bytearray(128 * 1024))
+"""Where bytes go that nobody looks at; the event loop's alone."""
 _FLOCK = struct.Struct("hhqqi4x")
 
 
@@ -48,6 +51,24 @@ class Disk:
     def pread(self, handle: int, size: int, offset: int) -> bytes:
         """Up to `size` bytes from `offset`; fewer only at the end of the file."""
         return os.pread(handle, size, offset)
+
+    def is_cached(self, handle: int, size: int, offset: int) -> bool:
+        """Whether `size` bytes from `offset` can be read without waiting for the disk (RWF_NOWAIT)."""
+        flag, preadv = getattr(os, "RWF_NOWAIT", None), getattr(os, "preadv", None)
+        if flag is None or preadv is None:
+            return True
+        try:
+            while size > 0:
+                count = preadv(handle, (_scratch[:size],), offset, flag)
+                if not count:  # the end of the file
+                    return True
+                size -= count
+                offset += count
+        except BlockingIOError:
+            return False
+        except OSError:  # it does not know the flag, or cannot read: then the read itself says so
+            return True
+        return True
 
     def pwrite(self, handle: int, data: Data, offset: int) -> int:
         """Write `data` at `offset` in one call; returns how many bytes were written, which may be fewer."""
@@ -262,6 +283,26 @@ class Disk:
                 self.sync_directory(directory)
             except FileNotFoundError:
                 continue
+
+    async def read_ahead(self, blocks: Sequence[tuple[str, int, int]]) -> None:
+        """Read (path, offset, size) each in a thread, so that they are in the page cache.  What cannot be read is left.
+
+        Cancelling only gives up waiting.
+        """
+        await trio.to_thread.run_sync(self._read_ahead, tuple(blocks), abandon_on_cancel=True)
+
+    def _read_ahead(self, blocks: Sequence[tuple[str, int, int]]) -> None:
+        for path, offset, size in blocks:
+            try:
+                handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            except OSError:
+                continue
+            try:
+                os.pread(handle, size, offset)
+            except OSError:
+                continue
+            finally:
+                os.close(handle)
 
     async def remove(self, path: str) -> None:
         """`unlink` in a thread: giving a gigabyte back takes a file system long.  A missing file is no error.

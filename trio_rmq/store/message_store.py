@@ -22,6 +22,7 @@ from trio_rmq.store.append import BitMapOf
 from trio_rmq.store.consume_queue_ext import AcceptEntry
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.messages import AppendResult, GetResult, NewMessage, QueryResult, StoreStatistics
+from trio_rmq.store.page_cache import ColdReadError
 from trio_rmq.store.parts import StoreParts
 from trio_rmq.store.recovery import Progress, Recovery
 from trio_rmq.wire.ids import NO_HOST, Host
@@ -102,6 +103,7 @@ class MessageStore(StoreParts):
         tags_codes: frozenset[int] | None = None,
         accept: Callable[[bytes], bool] | None = None,
         accept_entry: AcceptEntry | None = None,
+        wait: bool = True,
     ) -> GetResult:
         """The messages of a queue from `offset` on: at most `max_count`, and `max_bytes` unless one alone is larger.
 
@@ -109,7 +111,7 @@ class MessageStore(StoreParts):
         whose tags code is among them, `accept` those whose record it takes; where entries have units (extension files)
         a record is not even read when `accept_entry` does not take its bit map and store time.  Statuses and
         `next_begin_offset` are those of RocketMQ's getMessage.  With checkCRCOnPull StoreCorruptError when the next
-        message is damaged.
+        message is damaged.  Unless it may `wait` for the disk, ColdReadError when the answer is not in the page cache.
         """
         return self.reader.get_messages(
             topic,
@@ -120,7 +122,12 @@ class MessageStore(StoreParts):
             tags_codes=tags_codes,
             accept=accept,
             accept_entry=accept_entry,
+            wait=wait,
         )
+
+    async def warm(self, error: ColdReadError) -> None:
+        """Bring what a look-up lacked into the page cache, in a thread; then ask again."""
+        await self._page_cache.warm(error)
 
     def record_at(self, physical_offset: int) -> bytes | None:
         """The whole record that begins at `physical_offset`, checked; None when no visible one does."""

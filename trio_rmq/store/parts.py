@@ -26,6 +26,7 @@ from trio_rmq.store.index import Index
 from trio_rmq.store.json_files import ConfigFile
 from trio_rmq.store.log_files import FileHandles
 from trio_rmq.store.multi_dispatch import MultiDispatch, dispatched_to
+from trio_rmq.store.page_cache import PageCache
 from trio_rmq.store.reading import Reader
 from trio_rmq.store.recovery import Recovered
 from trio_rmq.store.retention import Retention
@@ -121,11 +122,13 @@ class StoreParts:
             visible_time_ms=lambda: self._visible_time_ms,
             before_sync=None if self._index is None else self._index.flush,
         )
+        self._page_cache = PageCache(disk, self._handles)
         self.reader = Reader(
             self._log,
             self._queues,
             count_max=config.max_transfer_count_on_message_in_memory,
             bytes_max=config.max_transfer_bytes_on_message_in_memory,
+            cache=self._page_cache,
             check_crc=config.check_crc_on_pull,
             end=lambda: self.max_physical_offset,
         )

@@ -2,7 +2,7 @@
 
 A pull unpacks the queue's entries, picks those that match, and reads their records with as few calls as it can: records
 that stand close together in the log come with one read, then all are joined once.  The page cache is the only cache, so
-a pull from the middle of a backlog costs what one from its end costs.
+a pull from the middle of a backlog costs what one from its end costs; what is not in it goes to a thread first.
 Source of the statuses and of the next offset: RocketMQ DefaultMessageStore.getMessage.
 """
 
@@ -15,6 +15,7 @@ from trio_rmq.store.commit_log import CommitLog
 from trio_rmq.store.consume_queue import ENTRY, ENTRY_SIZE_BYTES, FILLER_SIZE, ConsumeQueue, ConsumeQueues
 from trio_rmq.store.consume_queue_ext import TAKEN, AcceptEntry
 from trio_rmq.store.messages import GetResult, GetStatus
+from trio_rmq.store.page_cache import RECENT_BYTES, RECENT_ENTRIES, PageCache
 from trio_rmq.store.served import undamaged
 from trio_rmq.wire.record import (
     PHYSICAL_OFFSET_AT,
@@ -46,9 +47,11 @@ class Reader:
         count_max: int,
         bytes_max: int,
         end: Callable[[], int],
+        cache: PageCache,
         check_crc: bool = False,
     ) -> None:
         self._check_crc = check_crc
+        self._cache = cache
         self._log = log
         self._queues = queues
         self._count_max = count_max
@@ -70,6 +73,7 @@ class Reader:
         tags_codes: frozenset[int] | None = None,
         accept: Callable[[bytes], bool] | None = None,
         accept_entry: AcceptEntry | None = None,
+        wait: bool = True,
     ) -> GetResult:
         """See `MessageStore.get_messages`."""
         queue = self._queues.table.get((topic, queue_id))
@@ -79,7 +83,8 @@ class Reader:
         end = queue.visible
         begin = queue.min_offset(self._log.min_offset)
         if begin <= offset < end:
-            result = self._get(queue, offset, begin, end, max_count, max_bytes, tags_codes, accept, accept_entry)
+            cache = None if wait else self._cache
+            result = self._get(queue, offset, begin, end, max_count, max_bytes, tags_codes, accept, accept_entry, cache)
         elif end == 0:
             result = GetResult(GetStatus.NO_MESSAGE_IN_QUEUE, 0, begin, end)
         elif offset < begin:
@@ -109,11 +114,15 @@ class Reader:
         tags_codes: frozenset[int] | None,
         accept: Callable[[bytes], bool] | None,
         accept_entry: AcceptEntry | None,
+        cache: PageCache | None,
     ) -> GetResult:
         count_max = max(1, min(max_count, self._count_max))
         bytes_max = self._bytes_max if max_bytes is None else min(max_bytes, self._bytes_max)
         filtered = tags_codes is not None or accept is not None
-        data = queue.read(offset, max(_ENTRIES_A_PULL, max_count) if filtered else count_max)
+        entries_max = max(_ENTRIES_A_PULL, max_count) if filtered else count_max
+        if cache is not None and offset < queue.written - RECENT_ENTRIES:
+            cache.require(queue.files, [(offset * ENTRY_SIZE_BYTES, entries_max * ENTRY_SIZE_BYTES)])
+        data = queue.read(offset, entries_max)
         if len(data) < ENTRY_SIZE_BYTES:
             next_offset = self._next_file(queue, offset)
             return GetResult(GetStatus.OFFSET_FOUND_NULL, next_offset, begin, end)
@@ -143,6 +152,8 @@ class Reader:
                 skip_below = physical - physical % file_size + file_size
                 continue
             if accept is not None:
+                if cache is not None and physical < self._log.position - RECENT_BYTES:
+                    cache.require(self._log.files, [(physical, size)])
                 record = self._log.read(physical, size)
                 if len(record) != size or not accept(record):
                     continue
@@ -152,6 +163,8 @@ class Reader:
         next_offset = offset + seen
         if not picked:
             return GetResult(status, next_offset, begin, end)
+        if cache is not None and accept is None and picked[0][0] < self._log.position - RECENT_BYTES:
+            cache.require(self._log.files, picked)
         body = b"".join(records) if accept is not None else self._read_records(picked, total)
         if len(body) != total:  # a log file is missing or cut short under our feet
             return self._get_around(offset, data, picked, begin, end)

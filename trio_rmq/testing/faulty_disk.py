@@ -111,6 +111,10 @@ class FaultyDisk(Disk):
         self.dead = False
         self.read_only = False
         """Whether every changing call fails, as on a file system that was remounted after an error."""
+        self.cold: set[str] = set()
+        """Paths of which nothing is in the page cache, whatever is read ahead."""
+        self.read_ahead_blocks: list[tuple[str, int, int]] = []
+        """What was read ahead, in order."""
         self.syncs = 0
         self._directories: set[str] = set(_ROOTS)
         self._durable_directories: set[str] = set(self._directories)
@@ -246,6 +250,13 @@ class FaultyDisk(Disk):
     def pread(self, handle: int, size: int, offset: int) -> bytes:
         self._look("pread")
         return bytes(self._handles[handle].live[offset : offset + size])
+
+    def is_cached(self, handle: int, size: int, offset: int) -> bool:
+        return self._path_of(self._handles[handle]) not in self.cold
+
+    async def read_ahead(self, blocks: Sequence[tuple[str, int, int]]) -> None:
+        await trio.sleep(self.latency() if self.latency is not None else 0)
+        self.read_ahead_blocks += blocks
 
     def pwrite(self, handle: int, data: Data, offset: int) -> int:
         file = self._handles[handle]

@@ -25,10 +25,15 @@ from trio_rmq.remoting.handlers import HandlerTable, Later
 from trio_rmq.remoting.session import Session
 from trio_rmq.store.message_store import MessageStore
 from trio_rmq.store.messages import GetResult, GetStatus
+from trio_rmq.store.page_cache import ColdReadError
 from trio_rmq.wire.codes import RequestCode, ResponseCode
 from trio_rmq.wire.command import Command
 from trio_rmq.wire.headers import PullMessageRequestHeader, PullMessageResponseHeader
 from trio_rmq.wire.sysflag import PERMISSION_READ, PULL_COMMIT_OFFSET, PULL_SUSPEND
+
+COLD_TRIES_MAX = 100
+"""Most trips to the disk for one answer that may wait in a thread; only a filter that takes next to nothing needs
+several, and only a kernel that drops pages as fast as they come needs more."""
 
 _SUCCESS = int(ResponseCode.SUCCESS)
 _CODES = {
@@ -74,11 +79,15 @@ class PullHandlers:
         """Answer at once, or hold the pull when nothing is there and it may wait."""
         header = request.decode_header(PullMessageRequestHeader)
         wanted = self._check(session, header)
-        topic, queue_id, offset = header.topic, header.queue_id, header.queue_offset
-        result = self._get(header, offset, wanted)
+        offset = header.queue_offset
+        try:
+            result = self._get(header, offset, wanted)
+        except ColdReadError as cold:
+            self._commit(header)
+            return self._fetch(request, header, wanted, cold)
         flags = header.sys_flag
-        if flags & PULL_COMMIT_OFFSET and header.commit_offset >= 0:
-            self._offsets.commit(header.consumer_group, topic, queue_id, header.commit_offset)
+        if flags & PULL_COMMIT_OFFSET:
+            self._commit(header)
         code = _code(result, offset)
         if code == ResponseCode.PULL_NOT_FOUND and flags & PULL_SUSPEND and not self._held_pulls.full:
             if not self._config.long_polling_enable:
@@ -88,7 +97,36 @@ class PullHandlers:
             return self._hold(session, request, header, wanted, seconds)
         return _answer(request, result, code)
 
-    def _get(self, header: PullMessageRequestHeader, offset: int, wanted: Wanted) -> GetResult:
+    def _commit(self, header: PullMessageRequestHeader) -> None:
+        if header.sys_flag & PULL_COMMIT_OFFSET and header.commit_offset >= 0:
+            self._offsets.commit(header.consumer_group, header.topic, header.queue_id, header.commit_offset)
+
+    def _fetch(self, request: Command, header: PullMessageRequestHeader, wanted: Wanted, cold: ColdReadError) -> Later:
+        """Answer once what is not in the page cache has come there: a thread waits for the disk, nobody else."""
+
+        async def fetch() -> Sequence[Command]:
+            try:
+                result = await self._get_cold(header, header.queue_offset, wanted, cold)
+            except RequestError as error:
+                return [request.reply(error.response_code, remark=error.remark)]
+            return [_answer(request, result, _code(result, header.queue_offset))]
+
+        return Later(fetch)
+
+    async def _get_cold(
+        self, header: PullMessageRequestHeader, offset: int, wanted: Wanted, cold: ColdReadError | None = None
+    ) -> GetResult:
+        """`_get`, but what is not in the page cache is waited for."""
+        for _ in range(COLD_TRIES_MAX):
+            if cold is not None:
+                await self._store.warm(cold)
+            try:
+                return self._get(header, offset, wanted)
+            except ColdReadError as error:
+                cold = error
+        return self._get(header, offset, wanted, wait=True)
+
+    def _get(self, header: PullMessageRequestHeader, offset: int, wanted: Wanted, *, wait: bool = False) -> GetResult:
         try:
             result = self._store.get_messages(
                 header.topic,
@@ -99,6 +137,7 @@ class PullHandlers:
                 tags_codes=wanted.tags_codes,
                 accept=wanted.accept,
                 accept_entry=wanted.accept_entry,
+                wait=wait,
             )
         except StoreCorruptError as error:  # checkCRCOnPull: the group must not get past it unseen
             raise RequestError(ResponseCode.SYSTEM_ERROR, str(error)) from error
@@ -126,7 +165,7 @@ class PullHandlers:
                     arrived = await self._held_pulls.wait_arrival(topic, queue_id, wanted.tags_codes, left)
                 try:
                     wanted_now = self._check(session, header)
-                    result = self._get(header, position, wanted_now)
+                    result = await self._get_cold(header, position, wanted_now)
                 except RequestError as error:
                     return [request.reply(error.response_code, remark=error.remark)]
                 missed = wanted_now.accept is not None and result.status is GetStatus.NO_MATCHED_MESSAGE

@@ -1,0 +1,136 @@
+"""Reads of what is not in the page cache: told before they wait, fetched in a thread, the same answer afterwards."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from trio_rmq.store import reading
+from trio_rmq.store.disk import Disk
+from trio_rmq.store.message_store import MessageStore
+from trio_rmq.store.messages import GetResult, GetStatus
+from trio_rmq.store.page_cache import ColdReadError
+from trio_rmq.testing.faulty_disk import FaultyDisk
+from trio_rmq.testing.stores import Place, new_message, stored
+from trio_rmq.wire.record import decode_records
+
+LOG = "store/commitlog/00000000000000000000"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_recent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "RECENT_BYTES", 0)
+    monkeypatch.setattr(reading, "RECENT_ENTRIES", 0)
+
+
+async def get(store: MessageStore, offset: int = 0, **more: object) -> tuple[GetResult, int]:
+    """A pull that waits for nothing, and how often the store had to be warmed for it."""
+    trips = 0
+    while True:
+        try:
+            return store.get_messages("T", 0, offset, max_count=32, wait=False, **more), trips  # type: ignore[arg-type]
+        except ColdReadError as cold:
+            assert trips < 10
+            trips += 1
+            await store.warm(cold)
+
+
+@pytest.mark.trio
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="this system cannot tell what is in its page cache")
+async def test_the_real_disk_tells_what_is_cached(tmp_path: Path) -> None:
+    disk, path = Disk(), tmp_path / "file"
+    path.write_bytes(os.urandom(1 << 20))
+    handle = disk.open(str(path))
+    try:
+        os.fsync(handle)
+        assert disk.is_cached(handle, 1 << 20, 0)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        if disk.is_cached(handle, 4096, 1 << 19):
+            pytest.skip("the file system keeps its pages whatever it is told")
+        assert not disk.is_cached(handle, 1 << 20, 0)
+        await disk.read_ahead([(str(path), 0, 1 << 20), (f"{path}-gone", 0, 10)])
+        assert disk.is_cached(handle, 1 << 20, 0)
+        assert disk.is_cached(handle, 4096, 2 << 20)  # beyond its end there is nothing to wait for
+    finally:
+        disk.close(handle)
+
+
+@pytest.mark.parametrize("missing", ["flag", "call", "file system"])
+def test_where_it_cannot_be_told_all_is_cached(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    if missing == "flag":
+        monkeypatch.delattr(os, "RWF_NOWAIT", raising=False)
+    elif missing == "call":
+        monkeypatch.delattr(os, "preadv", raising=False)
+    else:
+        monkeypatch.setattr(os, "preadv", refuse)
+    disk, path = Disk(), tmp_path / "file"
+    path.write_bytes(bytes(10))
+    handle = disk.open(str(path))
+    assert disk.is_cached(handle, 10, 0)
+    disk.close(handle)
+
+
+@pytest.mark.trio
+async def test_a_cold_answer_is_told_of_and_comes_after_one_trip(twin: FaultyDisk) -> None:
+    async with Place(twin, "store").open() as store:
+        stored(store.append([new_message(b"%d" % number, queue_id=number % 2) for number in range(64)]))
+        warm = store.get_messages("T", 0, 0, max_count=32)
+        twin.cold.add(LOG)
+        with pytest.raises(ColdReadError):
+            store.get_messages("T", 0, 0, max_count=32, wait=False)
+        assert (await get(store))[1] == 1
+        answer, trips = await get(store)
+        assert (answer, trips) == (warm, 0)  # the blocks are known to be cached now
+        assert [block[0] for block in twin.read_ahead_blocks] == [LOG]
+        assert store.get_messages("T", 0, 0, max_count=32) == warm
+
+
+@pytest.mark.trio
+async def test_a_cold_queue_file_is_told_of_too(twin: FaultyDisk) -> None:
+    async with Place(twin, "store").open() as store:
+        stored(store.append([new_message(b"%d" % number) for number in range(30)]))
+        await store._queue_flusher.write_out()
+        names = [f"store/consumequeue/T/0/{number * 400:020d}" for number in range(2)]
+        twin.cold.update(names)
+        answer, trips = await get(store, offset=5)
+        assert (answer.status, answer.count, trips) == (GetStatus.FOUND, 25, 1)
+        assert [block[0] for block in twin.read_ahead_blocks] == names[:1]
+
+
+@pytest.mark.trio
+async def test_a_filter_that_reads_records_warms_them(twin: FaultyDisk) -> None:
+    async with Place(twin, "store").open() as store:
+        stored(store.append([new_message(b"%d" % number + bytes(1000)) for number in range(60)]))
+        twin.cold.update(store._log.files.path(start) for start in store._log.files.starts)
+        answer, trips = await get(store, accept=lambda record: b"7" in record[88:90])
+        assert [message.body[:2].rstrip(b"\0") for message in decode_records(answer.body)] == [
+            b"7", b"17", b"27", b"37", b"47", b"57",
+        ]  # fmt: skip
+        assert trips == len(store._log.files.starts)
+
+
+@pytest.mark.trio
+async def test_what_was_written_lately_is_not_asked_for(twin: FaultyDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "RECENT_BYTES", 64 << 20)
+    monkeypatch.setattr(reading, "RECENT_ENTRIES", 100)
+    async with Place(twin, "store").open() as store:
+        stored(store.append([new_message(b"%d" % number) for number in range(10)]))
+        twin.cold.add(LOG)
+        assert (await get(store))[1] == 0
+
+
+@pytest.mark.trio
+async def test_a_deleted_file_is_left_to_the_reader(twin: FaultyDisk) -> None:
+    async with Place(twin, "store").open() as store:
+        for number in range(60):
+            stored(store.append([new_message(b"%d" % number + bytes(1000))]))
+        store._handles.forget(LOG)
+        twin.unlink(LOG)
+        answer, trips = await get(store)
+        assert (answer.status, trips) == (GetStatus.MESSAGE_WAS_REMOVING, 0)
