@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.interop, pytest.mark.slow]
 
 CAPABILITIES = [
     "send", "async", "oneway", "batch", "exceptions", "order", "tag-filter", "sql-filter", "broadcast", "rebalance",
-    "transaction",
+    "transaction", "delay", "query", "tls",
 ]  # fmt: skip
 
 
