@@ -68,6 +68,10 @@ CLIENT_REQUESTS_MAX = 65_535
 STORE_HANDLES_MAX = 512
 """Most file handles the store keeps open at once, however many queues it has: half of the usual limit of 1,024."""
 
+TRANSIENT_POOL_MAX_BYTES = 256 * 1024 * 1024
+"""Most bytes of records that wait in memory with transientStorePoolEnable: a second of a quick disk's writing, where
+RocketMQ takes transientStorePoolSize whole log files (5 GiB)."""
+
 BODY_DEPTH_MAX = 32
 """Deepest nesting accepted in a JSON body; the deepest real one (a static topic's mapping) has eight levels."""
 

@@ -133,6 +133,16 @@ class MessageStoreConfig(Struct, kw_only=True, rename=key_of_field):
     flush_interval_commit_log: Positive = 500
     flush_commit_log_least_pages: NotNegative = 4
     flush_commit_log_thorough_interval: Positive = 10_000
+    transient_store_pool_enable: bool = False
+    """Whether records wait in memory and a service writes them to the log, so that no append waits for the disk; what
+    was not written yet is lost when the process is killed.  Counts under ASYNC_FLUSH on a master."""
+    transient_store_pool_size: Positive = 5
+    """How many log files' bytes may wait so, at most 256 MiB in all."""
+    fast_fail_if_no_buffer_in_store_pool: bool = False
+    """Whether a message that finds no room there is refused; otherwise it waits for the disk."""
+    commit_interval_commit_log: Positive = 200
+    commit_commit_log_least_pages: NotNegative = 4
+    commit_commit_log_thorough_interval: Positive = 200
     flush_interval_consume_queue: Positive = 1000
     flush_consume_queue_least_pages: NotNegative = 2
     flush_consume_queue_thorough_interval: Positive = 60_000
@@ -226,6 +236,11 @@ class MessageStoreConfig(Struct, kw_only=True, rename=key_of_field):
         short = short or min(75, very_short or 100, full or 100)
         very_short = very_short or max(short, min(85, full or 100))
         return short, very_short, full or max(very_short, 90)
+
+    @property
+    def buffers_writes(self) -> bool:
+        """Whether records wait in memory before they are written to the log."""
+        return self.transient_store_pool_enable and not self.sync_flush and self.broker_role != "SLAVE"
 
     @property
     def sync_flush(self) -> bool:

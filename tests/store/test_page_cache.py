@@ -47,10 +47,12 @@ async def test_the_real_disk_tells_what_is_cached(tmp_path: Path) -> None:
     try:
         os.fsync(handle)
         assert disk.is_cached(handle, 1 << 20, 0)
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        if disk.is_cached(handle, 4096, 1 << 19):
+        for _ in range(50):  # asking makes the kernel fetch, and a quick disk may be done at once
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            if not disk.is_cached(handle, 1 << 20, 0):
+                break
+        else:
             pytest.skip("the file system keeps its pages whatever it is told")
-        assert not disk.is_cached(handle, 1 << 20, 0)
         await disk.read_ahead([(str(path), 0, 1 << 20), (f"{path}-gone", 0, 10)])
         assert disk.is_cached(handle, 1 << 20, 0)
         assert disk.is_cached(handle, 4096, 2 << 20)  # beyond its end there is nothing to wait for

@@ -18,7 +18,7 @@ from zlib import crc32
 from trio_rmq.clock import wall_ms
 from trio_rmq.errors import ProtocolError, StoreFailedError
 from trio_rmq.limits import FRAME_SIZE_MAX_BYTES, PROPERTIES_SIZE_MAX_BYTES, TOPIC_LENGTH_MAX
-from trio_rmq.store.commit_log import CommitLog, LogFullError
+from trio_rmq.store.commit_log import CommitLog, LogBusyError, LogFullError
 from trio_rmq.store.consume_queue import ENTRY, ENTRY_SIZE_BYTES, ConsumeQueue, ConsumeQueues
 from trio_rmq.store.consume_queue_ext import is_address
 from trio_rmq.store.dispatch import DelayLevels
@@ -277,7 +277,8 @@ class Appender:
                     log.skip_to(start - start % size + size)
         except LogFullError as error:
             self._take_back(staged, kept)
-            remark = f"the disk is full or refuses the write ({error}): make room"
+            busy = isinstance(error, LogBusyError)
+            remark = str(error) if busy else f"the disk is full or refuses the write ({error}): make room"
             self._refuse_from(log.position, results, remark)
             if not self._full:
                 self._full = True

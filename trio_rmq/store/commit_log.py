@@ -32,6 +32,10 @@ class LogFullError(Exception):
     """The disk has no room for the write; nothing of it is left, and it may be tried again later."""
 
 
+class LogBusyError(LogFullError):
+    """Nothing is stored because too much waits in memory; the sentence names the mend."""
+
+
 class CommitLog:
     """The log's files and its end."""
 
@@ -75,12 +79,22 @@ class CommitLog:
             except OSError as error:
                 raise LogFullError(self._sentence(error)) from error
 
+    @property
+    def written_end(self) -> int:
+        """Everything before this physical offset is in files."""
+        return self.position
+
     def write(self, start: int, data: bytes) -> None:
         """Write `data` at `start`, the current `position`, in one call, and move `position` behind it.
 
         `data` fits one file, which `make_file` made.  Written on return, not synced.  LogFullError: nothing of it is
         stored and `position` stays.  StoreFailedError: the log cannot be trusted any more.
         """
+        self.store(start, data)
+        self.position = start + len(data)
+
+    def prepare(self, start: int) -> None:
+        """See to it that the file which holds `start` is open until its next sync; raises as `write` does."""
         file_start = start - start % self.files.file_size
         if file_start not in self.unsynced_starts:
             try:
@@ -93,11 +107,14 @@ class CommitLog:
             except OSError as error:
                 raise LogFullError(self._sentence(error)) from error
             self.unsynced_starts.append(file_start)
+
+    def store(self, start: int, data: bytes) -> None:
+        """Write `data` at `start` into its file; `position` stays where it is.  Raises as `write` does."""
+        self.prepare(start)
         try:
             self.files.write(start, data)
         except OSError as error:
-            self._undo(start, len(data), error)
-        self.position = start + len(data)
+            self.undo(start, len(data), error)
 
     def end_file(self) -> bytes:
         """The filler that ends the current file, to be written at `position`; then continue at `file_end`."""
@@ -107,8 +124,11 @@ class CommitLog:
         """Go on at `position`, the start of the next file, after a filler was written."""
         self.position = position
 
-    def _undo(self, start: int, size: int, error: OSError) -> None:
-        """Zero what a failed write may have left.  Blocks it wrote to exist, so this needs no space."""
+    def undo(self, start: int, size: int, error: OSError) -> None:
+        """Zero what a failed write may have left, and raise what `write` does for `error`.
+
+        Blocks it wrote to exist, so this needs no space.
+        """
         if error.errno not in _NO_SPACE:
             raise StoreFailedError(f"writing the commit log failed: {self._sentence(error)}") from error
         try:

@@ -284,6 +284,18 @@ class Disk:
             except FileNotFoundError:
                 continue
 
+    async def write(self, handle: int, data: Data, offset: int) -> None:
+        """Write all of `data` at `offset` in a thread.  Written on return, not synced; not cut short by cancellation.
+
+        On OSError an unknown part of it stands on disk.
+        """
+        await trio.to_thread.run_sync(self._write, handle, data, offset)
+
+    def _write(self, handle: int, data: Data, offset: int) -> None:
+        written = self.pwrite(handle, data, offset)
+        while written < len(data):
+            written += self.pwrite(handle, memoryview(data)[written:], offset + written)
+
     async def read_ahead(self, blocks: Sequence[tuple[str, int, int]]) -> None:
         """Read (path, offset, size) each in a thread, so that they are in the page cache.  What cannot be read is left.
 

@@ -131,7 +131,7 @@ class LogFlusher:
             if not self._sync_flush:
                 await trio.sleep(self._interval_seconds)
                 due = flushed_at + self._thorough_seconds - trio.current_time()
-                while self._log.position - self.synced_offset < self._least_bytes and due > 0:
+                while self._log.written_end - self.synced_offset < self._least_bytes and due > 0:
                     await trio.sleep(min(due, self._interval_seconds))
                     due = flushed_at + self._thorough_seconds - trio.current_time()
             else:
@@ -150,7 +150,7 @@ class LogFlusher:
         running = self._running = self._next
         self._next = _Round()
         log = self._log
-        running.end = log.position
+        running.end = log.written_end
         place = running.end, self._entries()
         time_ms = self._last_time_ms()
         starts, log.unsynced_starts = log.unsynced_starts, []

@@ -17,7 +17,7 @@ import msgspec
 import trio
 
 from trio_rmq.config import MessageStoreConfig
-from trio_rmq.errors import StoreError, StoreLockedError
+from trio_rmq.errors import StoreError, StoreFailedError, StoreLockedError
 from trio_rmq.store.append import BitMapOf
 from trio_rmq.store.consume_queue_ext import AcceptEntry
 from trio_rmq.store.disk import Disk
@@ -84,7 +84,11 @@ class MessageStore(StoreParts):
 
     async def sync(self) -> None:
         """Sync everything that is written now, whatever flushDiskType says; StoreFailedError when that fails."""
-        await self._log_flusher.sync_up_to(self._log.position)
+        if self._commit_service is not None and not await self._commit_service.commit():
+            raise StoreFailedError(
+                str(self.failure or f"{self._log.files.directory}: the disk has no room for what waits in memory")
+            )
+        await self._log_flusher.sync_up_to(self._log.written_end)
 
     async def wait_failed(self) -> None:
         """Return when the store has failed for good (`failure` says why): whoever runs the process should end it."""
@@ -222,7 +226,9 @@ class MessageStore(StoreParts):
             return 0
         with trio.CancelScope(shield=True):
             self._fences = {name: at for name, at in self._fences.items() if at > self._log.min_offset}
-            self._fences[topic] = self._log.position
+            if self._commit_service is not None:
+                await self._commit_service.commit()
+            self._fences[topic] = self._log.written_end
             await self._fences_file.save(msgspec.json.format(msgspec.json.encode(self._fences)))
             removed = await self._queues.remove_topic(topic)
             self._count_entries()
@@ -304,6 +310,9 @@ class MessageStore(StoreParts):
         try:
             if self.failure is None and self.recovered is not None:
                 self._appender.refusal = "the store is shutting down"
+                if self._commit_service is not None and not await self._commit_service.commit():
+                    _log.error("what waited in memory could not be written and is lost; the next start recovers")
+                    return
                 await self._log_flusher.sync()
                 indexed = self._index is None or (self.failure is None and await self._index.close())
                 if self.failure is None and await self._queue_flusher.sync() and indexed:
@@ -339,6 +348,8 @@ async def open_message_store(
         try:
             async with trio.open_nursery() as services:
                 services.start_soon(store._log_flusher.run)
+                if store._commit_service is not None:
+                    services.start_soon(store._commit_service.run)
                 services.start_soon(store._queue_flusher.run)
                 if store._index is not None:
                     services.start_soon(store._index.run)

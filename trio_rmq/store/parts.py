@@ -14,7 +14,7 @@ import trio
 
 from trio_rmq.config import MessageStoreConfig
 from trio_rmq.errors import StoreFailedError
-from trio_rmq.limits import STORE_HANDLES_MAX
+from trio_rmq.limits import STORE_HANDLES_MAX, TRANSIENT_POOL_MAX_BYTES
 from trio_rmq.store.append import Appender, Staged
 from trio_rmq.store.checkpoint import Checkpoint
 from trio_rmq.store.commit_log import CommitLog
@@ -30,6 +30,7 @@ from trio_rmq.store.page_cache import PageCache
 from trio_rmq.store.reading import Reader
 from trio_rmq.store.recovery import Recovered
 from trio_rmq.store.retention import Retention
+from trio_rmq.store.transient_pool import BufferedCommitLog, CommitService
 from trio_rmq.wire.ids import Host
 
 _log = getLogger(__name__)
@@ -47,9 +48,8 @@ class StoreParts:
         self._root = root
         self._changed_directories: set[str] = set()
         self._handles = FileHandles(disk, STORE_HANDLES_MAX)
-        self._log = CommitLog(
-            disk, self._handles, config.commit_log_folder, config.mapped_file_size_commit_log, self._changed_directories
-        )
+        self._commit_service: CommitService | None = None
+        self._log = self._make_log(config)
         ext = ExtFiles(
             f"{root}/consumequeue_ext", config.mapped_file_size_consume_queue_ext, config.enable_consume_queue_ext
         )
@@ -65,6 +65,7 @@ class StoreParts:
         self._check_body_crc = config.check_crc_on_recover
         self.sync_flush = config.sync_flush
         """Whether records become visible, and `wait_durable` returns, only after their sync."""
+        self._defers = self.sync_flush or self._commit_service is not None
         self._appender = Appender(
             self._log,
             self._queues,
@@ -90,8 +91,8 @@ class StoreParts:
             interval_seconds=config.flush_interval_commit_log / 1000,
             thorough_seconds=config.flush_commit_log_thorough_interval / 1000,
             least_pages=config.flush_commit_log_least_pages,
-            last_time_ms=lambda: self._appender.last_time_ms,
-            entries=lambda: self._entries,
+            last_time_ms=self._written_time_ms,
+            entries=self._written_entries,
             synced=self._on_synced,
             failed=self._fail,
         )
@@ -159,7 +160,28 @@ class StoreParts:
     @property
     def max_physical_offset(self) -> int:
         """The end of the visible log."""
-        return self._log_flusher.synced_offset if self.sync_flush else self._log.position
+        return self._log_flusher.synced_offset if self.sync_flush else self._log.written_end
+
+    def _make_log(self, config: MessageStoreConfig) -> CommitLog:
+        folder, size = config.commit_log_folder, config.mapped_file_size_commit_log
+        if not config.buffers_writes:
+            if config.transient_store_pool_enable:
+                _log.warning("transientStorePoolEnable counts only on a master with flushDiskType=ASYNC_FLUSH")
+            return CommitLog(self._disk, self._handles, folder, size, self._changed_directories)
+        log = BufferedCommitLog(
+            self._disk, self._handles, folder, size, self._changed_directories,
+            room_bytes=min(config.transient_store_pool_size * size, TRANSIENT_POOL_MAX_BYTES),
+            fail_fast=config.fast_fail_if_no_buffer_in_store_pool,
+        )  # fmt: skip
+        self._commit_service = CommitService(
+            log,
+            interval_seconds=config.commit_interval_commit_log / 1000,
+            thorough_seconds=config.commit_commit_log_thorough_interval / 1000,
+            least_pages=config.commit_commit_log_least_pages,
+            written=self._on_written,
+            failed=self._fail,
+        )
+        return log
 
     # Between the parts -------------------------------------------------------------------------------------------
 
@@ -170,12 +192,29 @@ class StoreParts:
 
     def _wrote(self, end: int, staged: Staged) -> None:
         self._entries += len(staged)
-        if self.sync_flush:
+        if self._defers:
             self._unsynced.append((end, self._appender.last_time_ms, staged))
+            if self._commit_service is not None:
+                self._commit_service.wrote()
+                return  # the flusher is told when there is something in the files
         else:
             self._visible_time_ms = self._appender.last_time_ms
             self._publish(staged)
         self._log_flusher.wrote()
+
+    def _on_written(self, offset: int) -> None:
+        self._on_synced(offset)
+        self._log_flusher.wrote()
+
+    def _written_time_ms(self) -> int:
+        """The store time of the newest record in the files."""
+        return self._appender.last_time_ms if self._commit_service is None else self._visible_time_ms
+
+    def _written_entries(self) -> int:
+        """How many queue entries there are of the records in the files."""
+        if self._commit_service is None:
+            return self._entries
+        return self._entries - sum([len(staged) for _, _, staged in self._unsynced])
 
     def _on_synced(self, offset: int) -> None:
         unsynced = self._unsynced
@@ -204,4 +243,6 @@ class StoreParts:
             self.failure = reason
             self._appender.refusal = str(reason)
             self._log_flusher.fail(reason)
+            if isinstance(self._log, BufferedCommitLog):
+                self._log.failed = True
             self._failed_event.set()

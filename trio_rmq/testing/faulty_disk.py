@@ -254,6 +254,10 @@ class FaultyDisk(Disk):
     def is_cached(self, handle: int, size: int, offset: int) -> bool:
         return self._path_of(self._handles[handle]) not in self.cold
 
+    async def write(self, handle: int, data: Data, offset: int) -> None:
+        await trio.lowlevel.checkpoint()
+        self._write(handle, data, offset)
+
     async def read_ahead(self, blocks: Sequence[tuple[str, int, int]]) -> None:
         await trio.sleep(self.latency() if self.latency is not None else 0)
         self.read_ahead_blocks += blocks
