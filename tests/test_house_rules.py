@@ -310,6 +310,7 @@ RULES = [
             "trio_rmq/store/flush.py": "asynchronous flush gathers writes for an interval after the first",
             "trio_rmq/store/retention.py": "between deletions of large files: the disk gets time for others",
             "trio_rmq/store/index.py": "gathers the keys of an interval's records after the first",
+            "trio_rmq/store/transient_pool.py": "gathers the records of an interval after the first, as the flush does",
             "trio_rmq/client/membership.py": "between a member's heartbeats",
             "trio_rmq/client/lite_pull_consumer.py": "between commits of progress",
             "trio_rmq/client/push_consumer.py": "between commits of progress",
