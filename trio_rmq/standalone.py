@@ -15,6 +15,7 @@ from trio_rmq.config import BrokerConfig, MessageStoreConfig, NamesrvConfig, Rem
 from trio_rmq.namesrv.server import NameServerReady, serve_name_server
 from trio_rmq.remoting.local_address import LOOPBACK, WILDCARDS
 from trio_rmq.store.disk import Disk
+from trio_rmq.store.recovery import Progress
 from trio_rmq.supervision import lone_errors, serving_while
 
 
@@ -33,11 +34,13 @@ async def serve_standalone(
     *,
     remoting: RemotingConfig | None = None,
     disk: Disk | None = None,
+    progress: Progress | None = None,
     task_status: trio.TaskStatus[StandaloneReady] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve both until cancelled; `task_status` gets a StandaloneReady when the first send would be accepted.
 
-    Ports 0 take free ones.  Raises what `serve_name_server` and `serve_broker` raise.
+    Ports 0 take free ones; `progress` is told how far the store's recovery is.
+    Raises what `serve_name_server` and `serve_broker` raise.
     """
 
     async def serve_names(*, task_status: trio.TaskStatus[NameServerReady]) -> None:
@@ -52,7 +55,9 @@ async def serve_standalone(
             broker = msgspec.structs.replace(broker, namesrv_addr=";".join([own_address, *others]))
 
             async def serve_one(*, task_status: trio.TaskStatus[BrokerReady]) -> None:
-                await serve_broker(broker, store, remoting=remoting, disk=disk, task_status=task_status)
+                await serve_broker(
+                    broker, store, remoting=remoting, disk=disk, progress=progress, task_status=task_status
+                )
 
             async with trio.open_nursery() as brokers:
                 ready: BrokerReady = await brokers.start(serve_one)

@@ -62,6 +62,7 @@ from trio_rmq.store.disk import Disk
 from trio_rmq.store.dispatch import DelayLevels
 from trio_rmq.store.json_files import ConfigFile
 from trio_rmq.store.message_store import MessageStore, open_message_store
+from trio_rmq.store.recovery import Progress
 from trio_rmq.supervision import lone_errors, serving_while, without_readiness
 from trio_rmq.wire.ids import Host, pack_host
 
@@ -111,17 +112,19 @@ async def serve_broker(
     *,
     remoting: RemotingConfig | None = None,
     disk: Disk | None = None,
+    progress: Progress | None = None,
     task_status: trio.TaskStatus[BrokerReady] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled; `task_status` gets a BrokerReady once every name server knows the broker (or failed).
 
+    `progress` is told how far the store's recovery is.
     Raises StoreError (locked, unwritable, corrupt; StoreFailedError when it fails later), ListenError and ConfigError.
     """
     remoting = remoting or RemotingConfig()
     place = await _find_place(config, remoting)
     config = msgspec.structs.replace(config, broker_ip1=config.broker_ip1 or place.host)  # ours: requests change it
     with lone_errors():
-        async with open_message_store(store_config, disk=disk, store_host=place.store_host) as store:
+        async with open_message_store(store_config, disk=disk, store_host=place.store_host, progress=progress) as store:
             await _Broker(config, store_config, remoting, store, place, disk).serve(task_status)
 
 

@@ -26,6 +26,7 @@ from trio_rmq.cli.host import (
     seconds_since_start,
 )
 from trio_rmq.cli.logs import LEVELS, set_up_logging
+from trio_rmq.cli.recovery_progress import RecoveryProgress
 from trio_rmq.config import load_broker_settings, load_namesrv_settings, load_standalone_settings
 from trio_rmq.errors import ConfigError, ListenError, RocketMQError, StoreError
 
@@ -112,7 +113,14 @@ def _broker(options: argparse.Namespace) -> tuple[Serve, Announce]:
         settings.broker.namesrv_addr = default_name_servers()
 
     async def serve(*, task_status: trio.TaskStatus[Any]) -> None:
-        await serve_broker(settings.broker, settings.store, remoting=settings.remoting, task_status=task_status)
+        with RecoveryProgress() as progress:
+            await serve_broker(
+                settings.broker,
+                settings.store,
+                remoting=settings.remoting,
+                progress=progress,
+                task_status=task_status,
+            )
 
     def announce(ready: Any) -> Iterable[str]:
         names = ", ".join(settings.broker.name_servers())
@@ -140,9 +148,15 @@ def _standalone(options: argparse.Namespace) -> tuple[Serve, Announce]:
         namesrv.listen_port = options.namesrv_port
 
     async def serve(*, task_status: trio.TaskStatus[Any]) -> None:
-        await serve_standalone(
-            namesrv, settings.broker, settings.store, remoting=settings.remoting, task_status=task_status
-        )
+        with RecoveryProgress() as progress:
+            await serve_standalone(
+                namesrv,
+                settings.broker,
+                settings.store,
+                remoting=settings.remoting,
+                progress=progress,
+                task_status=task_status,
+            )
 
     def announce(ready: Any) -> Iterable[str]:
         yield f"name server  {ready.namesrv_address}"

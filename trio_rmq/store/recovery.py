@@ -38,7 +38,7 @@ _ENTRIES_IN_MEMORY_MAX = 500_000
 TORN = "its topic or its properties have zero bytes: the crash came before all of it was on the disk"
 
 Progress = Callable[[int, int], None]
-"""Called now and then with (bytes of the log read, bytes to read)."""
+"""Called now and then with (bytes of the log read, bytes to read at most); both are equal at the end."""
 
 
 def is_torn(record: CheckedRecord, synced_before_ms: int) -> bool:
@@ -223,6 +223,8 @@ class Recovery:
                 if self._progress is not None:
                     self._progress(offset - begin, total)
                 await trio.lowlevel.checkpoint()
+        if self._progress is not None:
+            self._progress(total, total)
         self._write_queues()
         for queue in self._queues.table.values():
             last = queue.last_record()
