@@ -1,4 +1,4 @@
-"""Producers and consumers for programs without an event loop: scripts, and web frameworks that work in threads.
+"""Consumers for programs without an event loop: scripts, and web frameworks that work in threads.
 
 The same clients, with plain methods that return when the work is done; see `portal` for where they run.
 """
