@@ -32,6 +32,8 @@ SIZES: dict[str, Any] = {
     "maxIndexNum": 1000,
     "maxHashSlotNum": 4000,
 }
+UNITS: dict[str, Any] = {"enableConsumeQueueExt": "true", "mappedFileSizeConsumeQueueExt": 65536}
+"""Queue entries then lead to units in extension files, where pulls by tag find the tags."""
 TOPICS = ("FolderA", "FolderB")
 QUEUES = 3
 GROUPS = 40
@@ -107,7 +109,7 @@ async def create_topics(address: str) -> None:
             assert answer.code == 0, answer.remark
 
 
-async def verify(address: str, ledger: Ledger) -> None:
+async def verify(address: str, ledger: Ledger, tags: str = "*") -> None:
     """All that was acknowledged is served in all three ways, at its offset."""
     async with RemotingClient() as client:
         found: dict[tuple[str, int, int], bytes] = {}
@@ -115,7 +117,9 @@ async def verify(address: str, ledger: Ledger) -> None:
             for queue_id in range(QUEUES):
                 offset = 0
                 while True:
-                    header = pull_header(topic, queue_id=queue_id, queue_offset=offset, consumer_group=GROUP)
+                    header = pull_header(
+                        topic, queue_id=queue_id, queue_offset=offset, consumer_group=GROUP, subscription=tags
+                    )
                     pulled = await client.request(address, Command(RequestCode.PULL_MESSAGE, header), 20)
                     if pulled.code != 0:
                         break
@@ -163,12 +167,12 @@ async def commit(address: str, ledger: Ledger) -> None:
 
 
 @contextmanager
-def made_by(make: str, scratch: Path, namesrv: str, store: Path) -> Iterator[Server]:
+def made_by(make: str, scratch: Path, namesrv: str, store: Path, **settings: Any) -> Iterator[Server]:
     if make == "ours":
-        with our_broker(scratch, namesrv, store=store, **SIZES) as server:
+        with our_broker(scratch, namesrv, store=store, **SIZES, **settings) as server:
             yield server
     else:
-        with apache_broker(scratch, namesrv, store=store, **SIZES) as server:
+        with apache_broker(scratch, namesrv, store=store, **SIZES, **settings) as server:
             yield server
 
 
@@ -191,3 +195,34 @@ def test_a_folder_goes_back_and_forth(first: str, end: str, tmp_path: Path) -> N
         with made_by(second, tmp_path / "last", names.address, store) as server:
             trio.run(verify, server.address, ledger)
     assert len(ledger.acknowledged) > 3 * (GROUPS - 2) * IN_FLIGHT
+
+
+@pytest.mark.parametrize("end", ["stopped", "killed"])
+def test_extension_files_go_back_and_forth(end: str, tmp_path: Path) -> None:
+    """Each broker filters by tags through the other's units, and adds its own behind them."""
+    store = tmp_path / "store"
+    ledger = Ledger()
+    with our_name_server(tmp_path) as names:
+        for number, make in enumerate(("ours", "Apache's", "ours", "Apache's")):
+            with made_by(make, tmp_path / str(number), names.address, store, **UNITS) as server:
+                if number == 0:
+                    trio.run(create_topics, server.address)
+                trio.run(verify, server.address, ledger, "TagA")
+                trio.run(none_of, server.address, "TagB")
+                kill = server.kill if end == "killed" else None
+                trio.run(partial(send_many, server.address, ledger, groups=GROUPS, kill=kill))
+        with made_by("ours", tmp_path / "last", names.address, store, **UNITS) as server:
+            trio.run(verify, server.address, ledger, "TagA")
+            trio.run(none_of, server.address, "TagB")
+    units = store / "consumequeue_ext" / TOPICS[0] / "0"
+    assert len(list(units.iterdir())) >= 1
+    assert len(ledger.acknowledged) > 4 * (GROUPS - 2) * IN_FLIGHT
+
+
+async def none_of(address: str, tags: str) -> None:
+    """No message is served to who wants other tags than all have."""
+    async with RemotingClient() as client:
+        for queue_id in range(QUEUES):
+            header = pull_header(TOPICS[0], queue_id=queue_id, queue_offset=0, consumer_group=GROUP, subscription=tags)
+            pulled = await client.request(address, Command(RequestCode.PULL_MESSAGE, header), 20)
+            assert not pulled.body

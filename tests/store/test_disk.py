@@ -132,6 +132,29 @@ def test_without_seek_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     disk.close(handle)
 
 
+def test_without_fdatasync(tmp_path: Path) -> None:
+    """The name is bound once, when the module is loaded, so another process has to load it without the call."""
+    program = """
+import os, sys
+had = hasattr(os, "fdatasync")
+if had:
+    del os.fdatasync
+synced = []
+real = os.fsync
+os.fsync = lambda handle: (synced.append(handle), real(handle))[1]
+from trio_rmq.store.disk import Disk
+disk = Disk()
+handle = disk.open(sys.argv[1] + "/file", create=True)
+disk.pwrite(handle, b"x", 0)
+disk.fdatasync(handle)
+assert synced == [handle], synced
+disk.write_file(sys.argv[1] + "/other", b"y")
+assert len(synced) == 2, synced
+"""
+    result = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr.decode()
+
+
 def test_an_unwritable_folder_is_a_sentence(tmp_path: Path) -> None:
     """Root may write anywhere, so the folder's place is taken by a file."""
     (tmp_path / "file").write_bytes(b"")
