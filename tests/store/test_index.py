@@ -447,3 +447,24 @@ async def test_a_header_cut_short_in_the_middle_costs_nothing(twin: FaultyDisk, 
                     assert await bodies(store, f"u{group}-{number}") == [b"x" * 300], cut
             assert await bodies(store, "last") == [bytes(9000)]
         assert header(torn)[5] == 42, cut
+
+
+@pytest.mark.trio
+async def test_a_flush_under_load_leaves_what_comes_meanwhile(autojump_clock: MockClock) -> None:
+    """It once went on as long as keys came, and the checkpoint's mark stood still with it."""
+    disk = FaultyDisk(latency=lambda: 0.01)
+    settings = {"max_index_num": 100_000, "flush_interval_commit_log": 1, "flush_commit_log_least_pages": 0}
+    async with Place(disk, "store").open(**settings) as store, trio.open_nursery() as load:
+
+        async def send() -> None:
+            number = 0
+            while True:
+                store.append([keyed(f"key{number}")])
+                number += 1
+                await trio.sleep(0.002)
+
+        load.start_soon(send)
+        await trio.sleep(1)
+        with trio.fail_after(1):
+            assert await index_of(store).flush()
+        load.cancel_scope.cancel()

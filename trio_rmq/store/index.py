@@ -307,12 +307,14 @@ class Index:
     async def flush(self) -> bool:
         """Bring the gathered keys of synced records to the files; False when that failed.  Synced on return.
 
-        On a full disk they keep waiting and the next call tries again; after a failed sync the index takes no more.
+        Those that are gathered meanwhile are left to the next call, else it might never return under load.  On a full
+        disk they keep waiting and the next call tries again; after a failed sync the index takes no more.
         """
         async with self._lock:
             try:
-                while self._loaded and not self._failed and (count := self._ready()):
-                    await self._write(self._active(), count)
+                left = self._ready()
+                while self._loaded and not self._failed and (count := min(left, self._ready())):
+                    left -= await self._write(self._active(), count)
             except OSError as error:
                 self._complain("index files cannot be written now; keys wait in memory", error)
                 return False
@@ -329,7 +331,8 @@ class Index:
     def _ready(self) -> int:
         return bisect_left(self._pending.offsets, self._synced_end())
 
-    async def _write(self, file: IndexFile, ready: int) -> None:
+    async def _write(self, file: IndexFile, ready: int) -> int:
+        """Write the first `ready` keys, or as many as `file` has room for; returns how many."""
         pending = self._pending
         count = min(ready, file.room)
         hashes, offsets, times_ms = pending.hashes[:count], pending.offsets[:count], pending.times_ms[:count]
@@ -343,6 +346,7 @@ class Index:
             file.commit(header)
             pending.drop(count)
             await file.sync()
+        return count
 
     async def _sync_names(self) -> None:
         directories = sorted(self._changed_directories)

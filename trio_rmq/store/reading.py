@@ -164,7 +164,10 @@ class Reader:
         if not picked:
             return GetResult(status, next_offset, begin, end)
         if cache is not None and accept is None and picked[0][0] < self._log.position - RECENT_BYTES:
-            cache.require(self._log.files, picked)
+            first, (last, last_size) = picked[0][0], picked[-1]
+            span = last + last_size - first
+            near = 0 < span <= _SPAN_BYTES_MAX and first // file_size == last // file_size
+            cache.require(self._log.files, [(first, span)] if near else picked)  # one look is cheaper than many
         body = b"".join(records) if accept is not None else self._read_records(picked, total)
         if len(body) != total:  # a log file is missing or cut short under our feet
             return self._get_around(offset, data, picked, begin, end)
