@@ -54,6 +54,25 @@ async def expect_close(client: RawClient) -> None:
     assert await client.closed_by_server()
 
 
+async def test_sessions_that_end_together_may_tell_one_another(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """A broker that goes down: each lost member is told to the others, which are going themselves."""
+
+    def tell_all(session: Session) -> None:
+        desk.on_close(session)
+        for other in desk.opened:
+            other.send_nowait(Command(NOTIFY))
+
+    async with trio.open_nursery() as nursery:
+        address = await start_server(nursery, desk.table(), on_open=desk.opened.append, on_close=tell_all)
+        for _ in range(8):
+            client = await connect(nursery, address)
+            await client.send(Command(ECHO))
+            await client.receive()
+        nursery.cancel_scope.cancel()
+    assert len(desk.closed) == 8
+    assert "error while cleaning up" not in caplog.text
+
+
 class TestDispatch:
     async def test_a_chunk_is_answered_in_order(self, nursery: trio.Nursery, desk: Desk) -> None:
         client = await open_client(nursery, desk)

@@ -198,15 +198,17 @@ class Session(ABC):
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                if self._on_open is not None:
-                    self._on_open(self)
-                await self._serve()
-                await self._wait_written()
-                nursery.cancel_scope.cancel()
+                try:
+                    if self._on_open is not None:
+                        self._on_open(self)
+                    await self._serve()
+                    await self._wait_written()
+                    nursery.cancel_scope.cancel()
+                finally:
+                    self.closed = True  # before the nursery takes no more tasks: other sessions' ends may tell this one
         except* Exception as group:  # noqa: BLE001 - the session boundary: a defect ends this connection and no other
             self._log_defect(group)
         finally:
-            self.closed = True
             self._requests.fail_all(ConnectionLostError(f"the connection with {self.peer} closed", address=self.peer))
             self._socket.close()
             if self._on_close is not None:
