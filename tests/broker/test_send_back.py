@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 import trio
 from trio.testing import MockClock
 
 from tests.broker.running import Client, one_broker
+from trio_rmq.testing.faulty_disk import FaultyDisk
 from trio_rmq.wire import headers
 from trio_rmq.wire.codes import RequestCode, ResponseCode
 from trio_rmq.wire.command import Command
@@ -125,3 +128,21 @@ async def test_a_plain_send_to_the_retry_topic_counts_its_retries(autojump_clock
         assert again.reconsume_times == 1
         [dead] = await client.stored(DEAD)
         assert dead.reconsume_times == 2
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_under_sync_flush_an_acknowledged_retry_survives_a_power_loss(
+    seed: int, autojump_clock: MockClock
+) -> None:
+    settings: dict[str, object] = {"flush_disk_type": "SYNC_FLUSH"}
+    disk = FaultyDisk(latency=lambda: 0.2)
+    async with one_broker(disk=disk, store=settings) as (_, client):
+        message = await one_message(client)
+        began = trio.current_time()
+        assert (await send_back(client, message)).code == ResponseCode.SUCCESS
+        assert trio.current_time() - began >= 0.2, "answered after the sync"
+        left = disk.survivor_of_power_loss(Random(seed))
+    async with one_broker(disk=left, store=settings) as (_, client):
+        await trio.sleep(11)
+        [again] = await client.stored(RETRY)
+        assert again.reconsume_times == 1
