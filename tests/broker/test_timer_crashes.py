@@ -22,8 +22,8 @@ from trio_rmq.clock import use_wall_clock, wall_ms
 from trio_rmq.config import BrokerConfig, MessageStoreConfig
 from trio_rmq.store.message_store import MessageStore
 from trio_rmq.store.messages import AppendStatus, GetStatus, NewMessage
-from trio_rmq.testing.faulty_disk import FaultyDisk, SimulatedCrash
-from trio_rmq.testing.stores import HOST, Place
+from trio_rmq.testing.faulty_disk import FaultyDisk
+from trio_rmq.testing.stores import HOST, Place, survives
 from trio_rmq.wire.record import StoredMessage, decode_records
 
 START_MS = 1_700_000_000_000
@@ -128,19 +128,7 @@ async def verify(place: Place, settings: dict[str, object], told: Told, clock: C
 
 def run(disk: FaultyDisk, job: Callable[[Place], Awaitable[None]]) -> bool:
     """Run `job` on virtual time; False when the disk's process died."""
-
-    async def main() -> None:
-        await job(Place(disk, "store"))
-
-    try:
-        trio.run(main, clock=MockClock(autojump_threshold=0))
-    except SimulatedCrash:
-        return False
-    except BaseExceptionGroup as group:
-        if group.split(SimulatedCrash)[1] is not None:
-            raise
-        return False
-    return True
+    return survives(partial(job, Place(disk, "store")))
 
 
 def crash_at(points: range, loss: str) -> None:

@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import pytest
 import trio
-from trio.testing import MockClock
 
 from trio_rmq.broker.deferring import Deferral, Deferring, Kind
 from trio_rmq.broker.long_polling import HeldPulls
@@ -28,8 +27,8 @@ from trio_rmq.clock import use_wall_clock
 from trio_rmq.config import BrokerConfig, MessageStoreConfig
 from trio_rmq.store.message_store import MessageStore
 from trio_rmq.store.messages import AppendStatus, GetStatus, NewMessage
-from trio_rmq.testing.faulty_disk import FaultyDisk, SimulatedCrash
-from trio_rmq.testing.stores import HOST, Place
+from trio_rmq.testing.faulty_disk import FaultyDisk
+from trio_rmq.testing.stores import HOST, Place, survives
 from trio_rmq.wire.command import Command
 from trio_rmq.wire.headers import CheckTransactionStateRequestHeader
 from trio_rmq.wire.record import decode_record, decode_records
@@ -173,19 +172,7 @@ def everything(store: MessageStore, topic: str) -> list[bytes]:
 
 def run(disk: FaultyDisk, job: Callable[[Place], Awaitable[None]]) -> bool:
     """Run `job` on virtual time; False when the disk's process died."""
-
-    async def main() -> None:
-        await job(Place(disk, "store"))
-
-    try:
-        trio.run(main, clock=MockClock(autojump_threshold=0))
-    except SimulatedCrash:
-        return False
-    except BaseExceptionGroup as group:
-        if group.split(SimulatedCrash)[1] is not None:
-            raise
-        return False
-    return True
+    return survives(partial(job, Place(disk, "store")))
 
 
 def decisions() -> dict[bytes, str]:

@@ -6,7 +6,6 @@ The model is the log itself as a dictionary from topic and key to bodies.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from random import Random
 
@@ -15,11 +14,10 @@ from hypothesis import Phase
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from trio.testing import MockClock
 
 from trio_rmq.store.message_store import MessageStore
-from trio_rmq.testing.faulty_disk import FaultyDisk, SimulatedCrash
-from trio_rmq.testing.stores import Place, new_message, stored
+from trio_rmq.testing.faulty_disk import FaultyDisk
+from trio_rmq.testing.stores import Place, new_message, stored, survives
 from trio_rmq.wire.record import RecordKind, decode_record
 
 EVER = 2**63 - 1
@@ -52,18 +50,6 @@ class IndexMachine(RuleBasedStateMachine):
             flush_disk_type="SYNC_FLUSH" if self.sync else "ASYNC_FLUSH",
         )
 
-    def run(self, job: Callable[[], Awaitable[None]]) -> bool:
-        """Run `job`; False when the simulated process died in it."""
-        try:
-            trio.run(job, clock=MockClock(autojump_threshold=0))
-        except SimulatedCrash:
-            return False
-        except BaseExceptionGroup as group:
-            if group.split(SimulatedCrash)[1] is not None:
-                raise
-            return False
-        return True
-
     @rule(
         batches=st.lists(messages, min_size=1, max_size=4),
         end=st.sampled_from(["stop", "kill", "power", "crash"]),
@@ -95,7 +81,7 @@ class IndexMachine(RuleBasedStateMachine):
             if survivor is not None:
                 self.disk = survivor
 
-        if not self.run(life):
+        if not survives(life):
             self.disk = self.disk.survivor_of_kill() if seed % 2 else self.disk.survivor_of_power_loss(rng)
         self.disk.crash_at = None
 
@@ -134,7 +120,7 @@ class IndexMachine(RuleBasedStateMachine):
             async with self.open() as store:
                 await self.check(store)
 
-        assert self.run(look)
+        assert survives(look)
 
 
 IndexMachine.TestCase.settings = hypothesis_settings(

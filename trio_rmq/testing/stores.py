@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+
+import trio
+from trio.testing import MockClock
 
 from trio_rmq.config import MessageStoreConfig
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.message_store import MessageStore, open_message_store
 from trio_rmq.store.messages import AppendResult, AppendStatus, NewMessage
+from trio_rmq.testing.faulty_disk import SimulatedCrash
 from trio_rmq.wire.hashing import tags_code
 
 FILE_SIZE = 32768
@@ -30,6 +34,19 @@ def small_config(root: str, **settings: object) -> MessageStoreConfig:
         **settings,
     }
     return MessageStoreConfig(**values)  # type: ignore[arg-type]  # the values are those of the keys above
+
+
+def survives(job: Callable[[], Awaitable[None]]) -> bool:
+    """Run `job` on virtual time; False when the disk's simulated process died in it, and nothing else went wrong."""
+    try:
+        trio.run(job, clock=MockClock(autojump_threshold=0))
+    except SimulatedCrash:
+        return False
+    except BaseExceptionGroup as group:
+        if group.split(SimulatedCrash)[1] is not None:
+            raise
+        return False
+    return True
 
 
 def new_message(
