@@ -333,6 +333,7 @@ RULES = [
             "trio_rmq/remoting/connection.py": "the same boundary for a client's handlers of requests from the broker",
             "trio_rmq/client/listening.py": "a listener is the user's: whatever it raises brings its messages back",
             "trio_rmq/client/transaction_producer.py": "a user's function: whatever it raises leaves its end unknown",
+            "trio_rmq/client/blocking/portal.py": "the same, called in the thread that sends",
             "trio_rmq/client/auto_batch.py": "an interceptor is the user's: what it raises goes to the batch's senders",
             "trio_rmq/client/concurrent_consuming.py": "the same; its calls are not one by one in a function's try",
         },

@@ -16,6 +16,7 @@ import pytest
 from trio_rmq import client
 from trio_rmq.client import ConsumeResult, Message, PullStatus, ReceivedMessage, blocking
 from trio_rmq.client.blocking import consumer as blocking_consumer
+from trio_rmq.client.blocking import producer as blocking_producer
 from trio_rmq.errors import ClientError, ProtocolError
 
 LIMIT_SECONDS = 20
@@ -192,19 +193,40 @@ def test_ctrl_c_ends_a_waiting_loop_and_keeps_its_progress(name_server: str, top
         assert len(consumer.poll(timeout_seconds=0.3)) <= 1  # what it had asked for more after was consumed
 
 
-@pytest.mark.parametrize("name", ["LitePullConsumer", "PullConsumer", "PushConsumer"])
+SETTINGS: dict[str, Any] = {
+    "LitePullConsumer": blocking_consumer.LitePullSettings,
+    "PushConsumer": blocking_consumer.PushSettings,
+    "Producer": blocking_producer.ProducerSettings,
+    "TransactionProducer": blocking_producer.TransactionSettings,
+}
+
+
+def settings_of(kind: type[Any]) -> set[str]:
+    """The names of what can be said of an async client, also of what it hands on to the class it extends."""
+    parameters = inspect.signature(kind).parameters
+    names = {word for word in parameters if word not in ("group", "check", "settings")}
+    if "settings" in parameters:
+        names |= settings_of(kind.__mro__[1])
+    return names
+
+
+@pytest.mark.parametrize(
+    "name", ["LitePullConsumer", "Producer", "PullConsumer", "PushConsumer", "TransactionProducer"]
+)
 def test_every_setting_and_method_of_the_async_client_is_there(name: str) -> None:
     ours: type[Any] = getattr(blocking, name)
     theirs: type[Any] = getattr(client, name)
     public = [word for word, _ in inspect.getmembers(theirs, inspect.isfunction) if not word.startswith("_")]
     assert not [word for word in public if not callable(getattr(ours, word, None))]
-    wanted = {word for word in inspect.signature(theirs).parameters if word != "group"}
-    settings: Any = {"LitePullConsumer": "LitePullSettings", "PushConsumer": "PushSettings"}.get(name)
-    if settings is None:
-        given = set(inspect.signature(ours).parameters) - {"group", "portal"}
+    for word in public:
+        if word not in ("subscribe", "send_in_transaction"):  # whose functions are async there and plain here
+            theirs_of, ours_of = (inspect.signature(getattr(kind, word)).parameters for kind in (theirs, ours))
+            assert list(theirs_of.values()) == list(ours_of.values()), word
+    if name in SETTINGS:
+        given = set(get_type_hints(SETTINGS[name])) - {"group"}
     else:
-        given = set(get_type_hints(getattr(blocking_consumer, settings)))
-    assert given == wanted
+        given = set(inspect.signature(ours).parameters) - {"group", "portal"}
+    assert given == settings_of(theirs)
 
 
 def test_a_script_needs_no_trio() -> None:

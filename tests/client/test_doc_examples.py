@@ -64,6 +64,10 @@ async def test_without_an_event_loop(name_server: str, topic: str) -> None:
     everything = ["makes the topic", *map(str, range(3))]
     assert sorted(run("blocking_lite_pull.py", name_server, topic, f"{topic}_a", "4")) == sorted(everything)
     assert sorted(run("blocking_push.py", name_server, topic, "4")) == sorted(2 * everything)
+    first, last = run("blocking_produce.py", name_server, topic, "100")
+    assert first.startswith("SEND_OK ")
+    assert last == "done"
+    assert len(set(run("blocking_produce_threads.py", name_server, topic, "20"))) == 20
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -21,6 +21,7 @@ from trio_rmq.wire.groups import MessageQueue
 
 logger = logging.getLogger(__name__)
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 Outcome = ConsumeResult | ConsumeLater | None
@@ -75,15 +76,17 @@ def _around(interceptor: Interceptor, listener: Listener, group: str) -> Listene
     return call
 
 
-def in_thread(listener: BlockingListener, *, limiter: anyio.CapacityLimiter | None = None) -> Listener:
+def in_thread(
+    listener: Callable[[A], T], *, limiter: anyio.CapacityLimiter | None = None
+) -> Callable[[A], Awaitable[T]]:
     """A listener that runs a blocking function in a worker thread, of which `limiter` bounds the number.
 
     A call that is cancelled - it took too long, or the consumer closes - is left to end by itself: nothing can stop a
     thread.  Its messages count as not consumed, and its thread stays counted until it ends.
     """
 
-    async def call(messages: Sequence[ReceivedMessage]) -> Outcome:
-        return await anyio.to_thread.run_sync(listener, messages, abandon_on_cancel=True, limiter=limiter)
+    async def call(argument: A) -> T:
+        return await anyio.to_thread.run_sync(listener, argument, abandon_on_cancel=True, limiter=limiter)
 
     return call
 

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypeVar
 
+import anyio
 from anyio.from_thread import BlockingPortal, BlockingPortalProvider
 
 from trio_rmq.errors import ClientError
 
 __all__ = ["BlockingClient", "BlockingPortalProvider"]
 
+A = TypeVar("A")
+B = TypeVar("B")
 C = TypeVar("C", bound=AbstractAsyncContextManager[Any])
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -77,6 +81,38 @@ class BlockingClient(Generic[C]):
             future.cancel()
             raise
 
+    def _wait_answering(
+        self, function: Callable[[Callable[[A], Awaitable[B]]], Awaitable[T]], answer: Callable[[A], B]
+    ) -> T:
+        """Await `function(ask)` in the loop, where `await ask(x)`, once at most, is `answer(x)` called in this thread.
+
+        What `answer` raises is raised there if it is an Exception; else it ends the call as an interrupt does.
+        """
+        questions: SimpleQueue[_Question[A, B] | None] = SimpleQueue()
+
+        async def ask(argument: A) -> B:
+            question: _Question[A, B] = _Question(argument)
+            questions.put(question)
+            await question.answered.wait()
+            if question.error is not None:
+                raise question.error
+            return question.answers[0]
+
+        def call() -> Awaitable[T]:
+            return function(ask)
+
+        future = self._portal.start_task_soon(call)
+        future.add_done_callback(lambda _: questions.put(None))
+        try:
+            question = questions.get()
+            if question is not None:
+                question.put_to(answer)
+                self._portal.call(question.answered.set)
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
     def _do(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a plain function in the loop."""
 
@@ -91,3 +127,20 @@ class BlockingClient(Generic[C]):
         if self._stack is None:
             raise ClientError(f"the {type(self).__name__} is not open: use it inside `with`, or call open()")
         return self._client
+
+
+class _Question(Generic[A, B]):
+    """What the loop asks of the calling thread, and the answer; made in the loop."""
+
+    def __init__(self, argument: A) -> None:
+        self.argument = argument
+        self.answered = anyio.Event()
+        self.answers: list[B] = []
+        self.error: Exception | None = None
+
+    def put_to(self, answer: Callable[[A], B]) -> None:
+        """Call `answer` and keep what it returns or raises."""
+        try:
+            self.answers.append(answer(self.argument))
+        except Exception as error:  # noqa: BLE001 - the function is the user's: what it raises goes to who asked
+            self.error = error
