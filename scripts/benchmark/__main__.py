@@ -1,4 +1,4 @@
-"""`scripts/bench send`, `pull`, `producer`, `consumer`, `store` and `all`: parses options, runs, prints."""
+"""`scripts/bench send`, `pull`, `producer`, `consumer`, `later`, `delay`, `store`, `all`: options, runs, tables."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmark.consumers import run_consumers
+from benchmark.delay import run_delay
 from benchmark.frames import PULL_COUNT
 from benchmark.later import run_later
 from benchmark.load import BenchmarkError
@@ -33,6 +34,8 @@ def main(words: Sequence[str] | None = None) -> int:
             run_producers(report, seconds=options.seconds, tasks=options.tasks, rounds=options.rounds)
         elif options.command == "later":
             run_later(report, pending=options.messages, seconds=options.seconds)
+        elif options.command == "delay":
+            run_delay(report, seconds=options.seconds)
         elif options.command == "consumer":
             run_consumers(report, seconds=options.seconds, messages=options.messages, rounds=options.rounds)
         elif options.command == "store":
@@ -60,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         ("producer", "our own producer beside ready-made frames, on Trio and on asyncio, and the figures to reach"),
         ("consumer", "our own push consumer beside ready-made pulls, on Trio and on asyncio, and the figures to reach"),
         ("later", "transactions beside plain sends, timers: memory, a burst, lateness"),
+        ("delay", "messages with a delay level: a burst, lateness"),
         ("all", "the figures to reach"),
         ("store", "the store by itself: appends, syncs, depth and width, restarts"),
     ):
@@ -80,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--rounds", type=int, default=3, help="a figure is the median of so many (default 3)")
         if name == "later":
             command.add_argument("--messages", type=int, default=1_000_000, help="timers that wait (default 1 million)")
-        if name in ("all", "store", "producer", "consumer", "later"):
+        if name in ("all", "store", "producer", "consumer", "later", "delay"):
             continue
         command.add_argument("--transport", choices=("tcp", "ws"), default="tcp")
         command.add_argument("--headers", choices=("JSON", "ROCKETMQ"), default="JSON", help="header encoding over TCP")
