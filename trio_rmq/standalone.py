@@ -13,18 +13,21 @@ import trio
 from trio_rmq.broker.server import BrokerReady, serve_broker
 from trio_rmq.config import BrokerConfig, MessageStoreConfig, NamesrvConfig, RemotingConfig
 from trio_rmq.namesrv.server import NameServerReady, serve_name_server
+from trio_rmq.remoting.hooks import NO_HOOKS, ServerHooks
 from trio_rmq.remoting.local_address import LOOPBACK, WILDCARDS
 from trio_rmq.store.disk import Disk
+from trio_rmq.store.message_store import MessageStore
 from trio_rmq.store.recovery import Progress
 from trio_rmq.supervision import lone_errors, serving_while
 
 
 @dataclass(frozen=True)
 class StandaloneReady:
-    """What a started standalone says: both addresses, "host:port", as clients use them."""
+    """What a started standalone says: both addresses, "host:port", as clients use them; the store as in BrokerReady."""
 
     namesrv_address: str
     broker_address: str
+    store: MessageStore
 
 
 async def serve_standalone(
@@ -35,11 +38,13 @@ async def serve_standalone(
     remoting: RemotingConfig | None = None,
     disk: Disk | None = None,
     progress: Progress | None = None,
+    hooks: ServerHooks = NO_HOOKS,
     task_status: trio.TaskStatus[StandaloneReady] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve both until cancelled; `task_status` gets a StandaloneReady when the first send would be accepted.
 
-    Ports 0 take free ones; `progress` is told how far the store's recovery is.
+    Ports 0 take free ones; `progress` is told how far the store's recovery is; `hooks` stand
+    around the broker's handlers.
     Raises what `serve_name_server` and `serve_broker` raise.
     """
 
@@ -56,9 +61,15 @@ async def serve_standalone(
 
             async def serve_one(*, task_status: trio.TaskStatus[BrokerReady]) -> None:
                 await serve_broker(
-                    broker, store, remoting=remoting, disk=disk, progress=progress, task_status=task_status
+                    broker,
+                    store,
+                    remoting=remoting,
+                    disk=disk,
+                    progress=progress,
+                    hooks=hooks,
+                    task_status=task_status,
                 )
 
             async with trio.open_nursery() as brokers:
                 ready: BrokerReady = await brokers.start(serve_one)
-                task_status.started(StandaloneReady(own_address, ready.address))
+                task_status.started(StandaloneReady(own_address, ready.address, ready.store))

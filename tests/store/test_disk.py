@@ -1,4 +1,4 @@
-"""The real disk and its twin answer alike; and what the real one falls back to where a system lacks a call."""
+"""The real disk, its twin and test brokers' disks answer alike; and what the real one falls back to without a call."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from trio_rmq.errors import StoreError
 from trio_rmq.store import disk as disk_module
 from trio_rmq.store.disk import Disk
 from trio_rmq.testing.faulty_disk import FaultyDisk
+from trio_rmq.testing.memory_disk import MemoryDisk, UnsyncedDisk
 from trio_rmq.testing.stores import Place
 
 
-@pytest.fixture(params=["disk", "twin"])
+@pytest.fixture(params=["disk", "unsynced", "twin", "memory"])
 def at(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Disk, str]:
-    if request.param == "disk":
-        return Disk(), str(tmp_path)
-    twin = FaultyDisk()
-    twin.make_directories("folder")
-    return twin, "folder"
+    if request.param in ("disk", "unsynced"):
+        return (Disk() if request.param == "disk" else UnsyncedDisk()), str(tmp_path)
+    disk = FaultyDisk() if request.param == "twin" else MemoryDisk()
+    disk.make_directories("folder")
+    return disk, "folder"
 
 
 @pytest.mark.trio

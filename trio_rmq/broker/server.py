@@ -52,6 +52,7 @@ from trio_rmq.errors import ListenError, StoreFailedError
 from trio_rmq.remoting.address import format_address
 from trio_rmq.remoting.client import RemotingClient
 from trio_rmq.remoting.handlers import HandlerTable
+from trio_rmq.remoting.hooks import NO_HOOKS, ServerHooks
 from trio_rmq.remoting.listener import serve_remoting
 from trio_rmq.remoting.local_address import WILDCARDS, free_port, outward_address, resolve
 from trio_rmq.remoting.session import SessionCallback
@@ -80,10 +81,14 @@ HA_PORT_DISTANCE = 1
 
 @dataclass(frozen=True)
 class BrokerReady:
-    """What a started broker says: `address` as clients are told it, `listening` as bound."""
+    """What a started broker says: `address` as clients are told it, `listening` as bound.
+
+    `store` is for who embeds the broker: reading it is free, writing is the broker's.
+    """
 
     address: str
     listening: list[str]
+    store: MessageStore
 
 
 @dataclass(frozen=True)
@@ -113,11 +118,12 @@ async def serve_broker(
     remoting: RemotingConfig | None = None,
     disk: Disk | None = None,
     progress: Progress | None = None,
+    hooks: ServerHooks = NO_HOOKS,
     task_status: trio.TaskStatus[BrokerReady] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled; `task_status` gets a BrokerReady once every name server knows the broker (or failed).
 
-    `progress` is told how far the store's recovery is.
+    `progress` is told how far the store's recovery is; `hooks` stand around its handlers.
     Raises StoreError (locked, unwritable, corrupt; StoreFailedError when it fails later), ListenError and ConfigError.
     """
     remoting = remoting or RemotingConfig()
@@ -125,7 +131,7 @@ async def serve_broker(
     config = msgspec.structs.replace(config, broker_ip1=config.broker_ip1 or place.host)  # ours: requests change it
     with lone_errors():
         async with open_message_store(store_config, disk=disk, store_host=place.store_host, progress=progress) as store:
-            await _Broker(config, store_config, remoting, store, place, disk).serve(task_status)
+            await _Broker(config, store_config, remoting, store, place, disk, hooks).serve(task_status)
 
 
 async def _find_place(config: BrokerConfig, remoting: RemotingConfig) -> _Place:
@@ -154,8 +160,10 @@ class _Broker:
         store: MessageStore,
         place: _Place,
         disk: Disk | None,
+        hooks: ServerHooks,
     ) -> None:
         self._config = config
+        self._hooks = hooks
         self._store_config = store_config
         self._remoting = remoting
         self._tls = ServerTls(remoting)
@@ -220,7 +228,7 @@ class _Broker:
         )
         self._persistence.load()
         self._topics.restore(store.queues())
-        self._handlers = self._make_handlers(delay_levels)
+        self._handlers = hooks.wrap(self._make_handlers(delay_levels))
         if config.enable_calc_filter_bit_map:
             store.bit_map_of = self._filters.bit_map
         store.on_arrival = self._held_pulls.arrived
@@ -328,7 +336,7 @@ class _Broker:
             async with trio.open_nursery() as sessions:
                 listening = await self._listen(sessions)
                 await services.start(registration.run)
-                task_status.started(BrokerReady(self._place.advertised.address, listening))
+                task_status.started(BrokerReady(self._place.advertised.address, listening, self._store))
 
     def _topic_changed(self, registration: Registration, name: str) -> None:
         registration.topic_changed(name)
@@ -360,5 +368,11 @@ class _Broker:
             allowed_origins=self._remoting.origins(),
         )
         await serve_remoting(
-            [address], self._handlers, settings=settings, tls=self._tls, on_close=on_close, task_status=task_status
+            [address],
+            self._handlers,
+            settings=settings,
+            tls=self._tls,
+            on_open=self._hooks.on_open,
+            on_close=on_close,
+            task_status=task_status,
         )
