@@ -90,7 +90,7 @@ class _File:
         self.modified_ms = 0
 
 
-class MemoryDisk(UnsyncedDisk):
+class MemoryDisk(UnsyncedDisk, Disk):
     """Files in memory, at most `capacity_bytes` of them, counted in pages; what was never written takes nothing."""
 
     def __init__(self, *, capacity_bytes: int = CAPACITY_BYTES) -> None:
