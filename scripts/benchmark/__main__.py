@@ -20,7 +20,7 @@ from benchmark.producer import run_producers
 from benchmark.report import Goal, Report, Row
 from benchmark.runs import Plan, median_run, run, send_units, warm_topic
 from benchmark.servers import our_server
-from benchmark.store import run_store
+from benchmark.store import PARTS, run_store
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -40,7 +40,14 @@ def main(words: Sequence[str] | None = None) -> int:
             run_consumers(report, seconds=options.seconds, messages=options.messages, rounds=options.rounds)
         elif options.command == "store":
             with TemporaryDirectory(prefix="bench-store-", dir=options.folder) as folder:
-                run_store(report, Path(folder), seconds=options.seconds, depth=options.messages, queues=options.queues)
+                run_store(
+                    report,
+                    Path(folder),
+                    seconds=options.seconds,
+                    depth=options.messages,
+                    queues=options.queues,
+                    parts=options.part or PARTS,
+                )
         else:
             report.rows.append(run(_plan(options)))
     except BenchmarkError as error:
@@ -72,9 +79,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--seconds", type=float, default=3.0, help="measured time of a run (default 3)")
         if name == "store":
             command.add_argument(
-                "--messages", type=int, default=10_000_000, help="depth, 0 for none (default 10 million)"
+                "--messages", type=int, default=10_000_000, help="messages of the depth (default 10 million)"
             )
             command.add_argument("--queues", type=int, default=50_000, help="width (default 50,000)")
+            command.add_argument(
+                "--part", choices=PARTS, action="append", help="only this part; may be given again (default: all)"
+            )
             command.add_argument("--folder", help="where the stores are made (default: the folder for temporary files)")
         if name == "producer":
             command.add_argument("--tasks", type=int, default=64, help="tasks that send at once (default 64)")

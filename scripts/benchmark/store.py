@@ -11,7 +11,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -215,8 +215,14 @@ def measure_width(report: Report, seconds: float, queues: int) -> None:
     report.goals.append(Goal(f"resident MB that {queues:,} queues add", growth, "<=", 200))
 
 
-def run_store(report: Report, folder: Path, *, seconds: float, depth: int, queues: int) -> None:
-    """All of it, in a folder that the caller removes."""
+PARTS = ("flush", "width", "append", "depth")
+"""What `run_store` measures, in this order."""
+
+
+def run_store(
+    report: Report, folder: Path, *, seconds: float, depth: int, queues: int, parts: Sequence[str] = PARTS
+) -> None:
+    """The named parts, in a folder that the caller removes."""
 
     def say(text: str) -> None:
         if sys.stderr.isatty():
@@ -226,10 +232,13 @@ def run_store(report: Report, folder: Path, *, seconds: float, depth: int, queue
     gc.freeze()  # as the server does
 
     async def run() -> None:
-        await measure_append(report, folder)
-        if depth:
+        if "append" in parts:
+            await measure_append(report, folder)
+        if "depth" in parts:
             await measure_depth(report, folder, depth, say)
 
-    measure_flush(report, folder, seconds)
-    measure_width(report, seconds, queues)
+    if "flush" in parts:
+        measure_flush(report, folder, seconds)
+    if "width" in parts:
+        measure_width(report, seconds, queues)
     trio.run(run)

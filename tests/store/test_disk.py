@@ -1,8 +1,7 @@
-"""The real disk, its twin and test brokers' disks answer alike; and what the real one falls back to without a call."""
+"""The real disk, its twin and test brokers' disks answer alike."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 import trio
 
 from trio_rmq.errors import StoreError
-from trio_rmq.store import disk as disk_module
 from trio_rmq.store.disk import Disk
 from trio_rmq.testing.faulty_disk import FaultyDisk
 from trio_rmq.testing.memory_disk import MemoryDisk, UnsyncedDisk
@@ -110,50 +108,6 @@ def test_the_lock_holds_across_processes(tmp_path: Path, owner: str) -> None:
         process.communicate(b"")
     disk = Disk()
     disk.close(disk.lock(path))
-
-
-def test_without_file_description_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_module, "_OFD_SETLK", None)
-    disk = Disk()
-    handle = disk.lock(str(tmp_path / "lock"))
-    program = "import sys; from trio_rmq.store.disk import Disk; Disk().lock(sys.argv[1])"
-    result = subprocess.run([sys.executable, "-c", program, str(tmp_path / "lock")], capture_output=True, check=False)
-    assert b"BlockingIOError" in result.stderr
-    disk.close(handle)
-
-
-def test_without_seek_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk = Disk()
-    handle = disk.open(str(tmp_path / "file"), create=True)
-    disk.truncate(handle, 100_000)
-    disk.pwrite(handle, b"x", 50_000)
-    assert sum(end - start for start, end in disk.data_extents(handle, 0, 100_000)) < 100_000
-    monkeypatch.delattr(os, "SEEK_DATA")
-    assert disk.data_extents(handle, 10, 100_000) == [(10, 100_000)]
-    disk.close(handle)
-
-
-def test_without_fdatasync(tmp_path: Path) -> None:
-    """The name is bound once, when the module is loaded, so another process has to load it without the call."""
-    program = """
-import os, sys
-had = hasattr(os, "fdatasync")
-if had:
-    del os.fdatasync
-synced = []
-real = os.fsync
-os.fsync = lambda handle: (synced.append(handle), real(handle))[1]
-from trio_rmq.store.disk import Disk
-disk = Disk()
-handle = disk.open(sys.argv[1] + "/file", create=True)
-disk.pwrite(handle, b"x", 0)
-disk.fdatasync(handle)
-assert synced == [handle], synced
-disk.write_file(sys.argv[1] + "/other", b"y")
-assert len(synced) == 2, synced
-"""
-    result = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, check=False)
-    assert result.returncode == 0, result.stderr.decode()
 
 
 def test_an_unwritable_folder_is_a_sentence(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 
@@ -58,24 +57,6 @@ async def test_the_real_disk_tells_what_is_cached(tmp_path: Path) -> None:
         assert disk.is_cached(handle, 4096, 2 << 20)  # beyond its end there is nothing to wait for
     finally:
         disk.close(handle)
-
-
-@pytest.mark.parametrize("missing", ["flag", "call", "file system"])
-def test_where_it_cannot_be_told_all_is_cached(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> int:
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-
-    if missing == "flag":
-        monkeypatch.delattr(os, "RWF_NOWAIT", raising=False)
-    elif missing == "call":
-        monkeypatch.delattr(os, "preadv", raising=False)
-    else:
-        monkeypatch.setattr(os, "preadv", refuse)
-    disk, path = Disk(), tmp_path / "file"
-    path.write_bytes(bytes(10))
-    handle = disk.open(str(path))
-    assert disk.is_cached(handle, 10, 0)
-    disk.close(handle)
 
 
 @pytest.mark.trio

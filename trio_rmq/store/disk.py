@@ -5,9 +5,13 @@ this process, *synced* survives a power loss.  `testing.faulty_disk` is a twin w
 nothing outside this file may open, list, lock or sync a file.  All blocking work is named as such; the `async` methods
 move it to a thread.  Errors are OSError, untouched.
 
-Fallbacks where a system lacks a call: without `fdatasync` fsync; without SEEK_DATA a file counts as one extent; without
-open-file-description locks the process-wide kind; without `preadv` and RWF_NOWAIT, or on a file system that does not
-know it, all counts as cached, and a read of what is not then stalls everybody.
+Fallbacks where a system, or its file system, lacks a call (tests/store/test_disk_fallbacks.py takes each away):
+- `fdatasync`: fsync.  Where there is F_FULLFSYNC, that comes first: fsync alone leaves the bytes in the drive's cache.
+- SEEK_DATA: a file counts as one extent, so that more of it is read.
+- open-file-description locks: the process-wide kind.  Two stores of one process then do not keep each other out, and
+  one that asks about a store of its own process ends that store's lock.
+- `preadv` and RWF_NOWAIT: all counts as cached, and a read of what is not stalls everybody.
+Nothing here needs `pwritev`: what is written at once was joined before.
 """
 
 from __future__ import annotations
@@ -26,12 +30,31 @@ Data = bytes | bytearray | memoryview
 DELETED = "the file was deleted while in use"
 """What a sync says of a file that has lost its name: nothing that was written to it will be found again."""
 
-_fdatasync = getattr(os, "fdatasync", os.fsync)
+_FULLFSYNC = getattr(fcntl, "F_FULLFSYNC", None)
 _OFD_SETLK = getattr(fcntl, "F_OFD_SETLK", None)
 _OFD_GETLK = getattr(fcntl, "F_OFD_GETLK", None)
 _scratch = memoryview(bytearray(128 * 1024))
 """Where bytes go that nobody looks at; the event loop's alone."""
 _FLOCK = struct.Struct("hhqqi4x")
+"""Linux's `struct flock`; open-file-description locks are Linux's as well."""
+_UNKNOWN_CALL = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS})
+"""What a system, or a file system, answers that does not know a call or its flag."""
+
+
+def _sync_handle(handle: int, *, names: bool = False) -> None:
+    """Sync a file's bytes and length, or with `names` a folder's listing, to where a power loss leaves them."""
+    if _FULLFSYNC is not None:
+        try:
+            fcntl.fcntl(handle, _FULLFSYNC)
+        except OSError as error:
+            if error.errno not in _UNKNOWN_CALL:
+                raise
+        else:
+            return
+    if names:
+        os.fsync(handle)
+    else:
+        getattr(os, "fdatasync", os.fsync)(handle)
 
 
 class Disk:
@@ -76,7 +99,7 @@ class Disk:
 
     def fdatasync(self, handle: int) -> None:
         """Block until all that was written through any handle of this file, and its length, is synced."""
-        _fdatasync(handle)
+        _sync_handle(handle)
 
     def truncate(self, handle: int, size: int) -> None:
         """Set the file's length; new bytes read as zero and take no space until written."""
@@ -165,7 +188,7 @@ class Disk:
         """Block until names made, changed and removed in the folder `path` are synced."""
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0))
         try:
-            os.fsync(handle)
+            _sync_handle(handle, names=True)
         finally:
             os.close(handle)
 
@@ -183,7 +206,7 @@ class Disk:
             view = memoryview(data)
             while len(view):
                 view = view[os.write(handle, view) :]
-            _fdatasync(handle)
+            _sync_handle(handle)
         finally:
             os.close(handle)
 
@@ -233,9 +256,19 @@ class Disk:
         except FileNotFoundError:
             return False
         try:
-            ask = fcntl.F_GETLK if _OFD_GETLK is None else _OFD_GETLK
-            answer = fcntl.fcntl(handle, ask, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 1, 0))
-            return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+            if _OFD_GETLK is not None:
+                try:
+                    answer = fcntl.fcntl(handle, _OFD_GETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 1, 0))
+                except OSError as error:
+                    if error.errno not in _UNKNOWN_CALL:
+                        raise
+                else:
+                    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+            try:  # to have it for a moment tells as much
+                fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, 0)
+            except (BlockingIOError, PermissionError):
+                return True
+            return False
         finally:
             os.close(handle)
 
@@ -246,12 +279,15 @@ class Disk:
             except PermissionError as error:  # POSIX allows EACCES for "taken"
                 raise BlockingIOError(error.errno, error.strerror) from error
             except OSError as error:
-                if error.errno != errno.EINVAL:  # an old or emulated kernel that does not know the call
+                if error.errno not in _UNKNOWN_CALL:
                     raise
             else:
                 return
         shared = fcntl.LOCK_SH if kind == fcntl.F_RDLCK else fcntl.LOCK_EX
-        fcntl.lockf(handle, shared | fcntl.LOCK_NB, 1, 0)
+        try:
+            fcntl.lockf(handle, shared | fcntl.LOCK_NB, 1, 0)
+        except PermissionError as error:
+            raise BlockingIOError(error.errno, error.strerror) from error
 
     # In a thread -------------------------------------------------------------------------------------------------
 
