@@ -69,6 +69,8 @@ class BrokerConfig(Struct, kw_only=True, rename=key_of_field):
     """Told to clients as TRACE_ON in the answer to a send."""
     region_id: str = "DefaultRegion"
     """Told to clients as MSG_REGION in the answer to a send."""
+    store_reply_message_enable: bool = True
+    """Whether a reply to a request is stored in its cluster's reply topic as well."""
     long_polling_enable: bool = True
     short_polling_time_mills: Positive = 1000
     notify_consumer_ids_changed_enable: bool = True

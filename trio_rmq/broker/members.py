@@ -64,6 +64,8 @@ class Members:
         self._expiry_seconds = expiry_seconds
         self._consumers: dict[str, ConsumerGroup] = {}
         self._producers: dict[str, dict[str, Member]] = {}
+        self._producer_clients: dict[str, dict[str, Member]] = {}
+        """The same by client id, then by group."""
         self._somebody = trio.Event()
         self.on_subscribed: Callable[[str, Sequence[SubscriptionData]], None] | None = None
         """Told, at each heartbeat of a consumer, its group and subscriptions."""
@@ -80,7 +82,8 @@ class Members:
         is_first = members is None
         if members is None:
             members = self._producers[group] = {}
-        members[client_id] = _member(client_id, session, request)
+        member = members[client_id] = _member(client_id, session, request)
+        self._producer_clients.setdefault(client_id, {})[group] = member
         self._somebody.set()
         if is_first and self.on_producer_group is not None:
             self.on_producer_group(group)
@@ -199,6 +202,10 @@ class Members:
         producers.pop(client_id, None)
         if not producers:
             self._producers.pop(group, None)
+        groups = self._producer_clients.get(client_id, {})
+        groups.pop(group, None)
+        if not groups:
+            self._producer_clients.pop(client_id, None)
 
     def _leave_consumers(self, name: str, client_id: str) -> None:
         group = self._consumers.get(name)
@@ -234,6 +241,11 @@ class Members:
     def producers(self, group: str) -> list[Member]:
         """The connected producers of a group."""
         return list(self._producers.get(group, {}).values())
+
+    def producer_client(self, client_id: str) -> Member | None:
+        """The connected producer of that client id, by its last heartbeat for any group; None when there is none."""
+        open_ones = [one for one in self._producer_clients.get(client_id, {}).values() if not one.session.closed]
+        return max(open_ones, key=lambda member: member.last_heard, default=None)
 
     def all_producers(self) -> dict[str, list[Member]]:
         """The connected producers by group."""

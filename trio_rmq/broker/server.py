@@ -30,6 +30,7 @@ from trio_rmq.broker.handlers.offset import OffsetHandlers
 from trio_rmq.broker.handlers.progress import ProgressHandlers
 from trio_rmq.broker.handlers.pull import PullHandlers
 from trio_rmq.broker.handlers.query import QueryHandlers
+from trio_rmq.broker.handlers.reply import ReplyHandlers
 from trio_rmq.broker.handlers.send import SendHandlers
 from trio_rmq.broker.handlers.send_back import SendBackHandlers
 from trio_rmq.broker.handlers.stats import StatsHandlers
@@ -42,6 +43,7 @@ from trio_rmq.broker.offsets import ConsumerOffsetTable
 from trio_rmq.broker.persistence import Persistence
 from trio_rmq.broker.registration import Advertised, Registration
 from trio_rmq.broker.runtime import RuntimeInfo
+from trio_rmq.broker.sendable import SendableTopics
 from trio_rmq.broker.stats import BrokerStats
 from trio_rmq.broker.timers import Timers
 from trio_rmq.broker.topics import TopicTable
@@ -242,15 +244,25 @@ class _Broker:
     def _make_handlers(self, delay_levels: int) -> HandlerTable:
         table = HandlerTable()
         store, topics, groups, offsets = self._store, self._topics, self._groups, self._offsets
+        sendable = SendableTopics(self._config, topics)
         SendHandlers(
             self._config,
             store,
             topics,
             groups,
+            sendable,
             store_host=self._place.store_host,
             body_size_max_bytes=self._store_config.max_message_size,
             deferring=self._deferring,
             make_transaction_topics=self._transactions.make_topics,
+        ).register(table)
+        ReplyHandlers(
+            self._config,
+            store,
+            sendable,
+            self._members,
+            store_host=self._place.store_host,
+            body_size_max_bytes=self._store_config.max_message_size,
         ).register(table)
         TransactionHandlers(store, self._transactions).register(table)
         TimerHandlers(

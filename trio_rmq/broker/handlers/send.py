@@ -11,17 +11,16 @@ protocol/differences.md says otherwise.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 
 from trio_rmq.broker import names
 from trio_rmq.broker.deferring import Deferral, DeferredMessage, Deferring, Kind
 from trio_rmq.broker.groups import GroupTable, retries_most
-from trio_rmq.broker.topics import TopicTable, describe
+from trio_rmq.broker.sendable import SendableTopics, SendHeader, any_queue_id
+from trio_rmq.broker.topics import TopicTable
 from trio_rmq.config import BrokerConfig
 from trio_rmq.errors import ProtocolError, RequestError, StoreFailedError
 from trio_rmq.limits import PROPERTIES_SIZE_MAX_BYTES
-from trio_rmq.randomness import rng
 from trio_rmq.remoting.handlers import HandlerTable, Later, Reply
 from trio_rmq.remoting.session import Session
 from trio_rmq.store.message_store import MessageStore
@@ -41,26 +40,15 @@ from trio_rmq.wire.send_reply import SendReplyEncoder
 from trio_rmq.wire.sysflag import (
     BORN_HOST_V6,
     MULTI_TAGS,
-    PERMISSION_WRITE,
     STORE_HOST_V6,
     TRANSACTION_MASK,
-    permission_text,
 )
-from trio_rmq.wire.topics import TopicConfig
-
-logger = logging.getLogger(__name__)
 
 MULTI_TAG_FILTER = "MULTI_TAG"
-RETRY_QUEUES = 1
 HOST_FLAGS = BORN_HOST_V6 | STORE_HOST_V6
-
-SendHeader = SendMessageRequestHeader | SendMessageRequestHeaderV2
 
 Synced = tuple[Command, Reply]
 """A stored send and its answer, which waits for the sync."""
-
-CHECKED_TOPICS_MAX = 100_000
-"""Most topics whose checks are remembered."""
 
 _SEND_MESSAGE = int(RequestCode.SEND_MESSAGE)
 _SEND_BATCH_MESSAGE = int(RequestCode.SEND_BATCH_MESSAGE)
@@ -80,7 +68,8 @@ _CODES = {
 class SendHandlers:
     """Takes messages into the store.
 
-    `store_host` stands in every message id; `deferring` tells which messages are not delivered at once.
+    `sendable` checks their topics; `store_host` stands in every message id; `deferring` tells which messages are not
+    delivered at once.
     """
 
     def __init__(
@@ -89,6 +78,7 @@ class SendHandlers:
         store: MessageStore,
         topics: TopicTable,
         groups: GroupTable,
+        sendable: SendableTopics,
         *,
         store_host: Host,
         body_size_max_bytes: int,
@@ -107,8 +97,7 @@ class SendHandlers:
         self._make_transaction_topics = make_transaction_topics
         self._has_deferred = False
         self._cluster_property = f"{prop.CLUSTER}{prop.NAME_VALUE_SEPARATOR}{config.broker_cluster_name}"
-        self._checked: dict[str, TopicConfig] = {}
-        self._warned_topics: set[str] = set()
+        self._topic = sendable.topic
 
     def register(self, table: HandlerTable) -> None:
         """Put the handlers into `table`."""
@@ -254,55 +243,6 @@ class SendHandlers:
 
     # -- checks -------------------------------------------------------------------------------------------------
 
-    def _topic(self, session: Session, header: SendHeader) -> TopicConfig:
-        """The topic that may be sent to, made on first use; RequestError says why not."""
-        name, queue_id = header.topic, header.queue_id
-        topic = self._topics.get(name)
-        if topic is None or self._checked.get(name) is not topic:
-            topic = self._checked[name] = self._checked_topic(session, header, topic)
-        if queue_id >= topic.write_queue_nums and queue_id >= topic.read_queue_nums:
-            raise RequestError(
-                ResponseCode.SYSTEM_ERROR,
-                f"request queueId[{queue_id}] is illegal, {describe(topic)} Producer: {session.peer}",
-            )
-        return topic
-
-    def _checked_topic(self, session: Session, header: SendHeader, topic: TopicConfig | None) -> TopicConfig:
-        """The checks that one and the same topic need pass only once."""
-        name = header.topic
-        permission = self._config.broker_permission
-        if not permission & PERMISSION_WRITE:
-            raise RequestError(
-                ResponseCode.NO_PERMISSION,
-                f"the broker[{self._config.broker_ip1}] sending message is forbidden: its brokerPermission is "
-                f"{permission_text(permission)}; send to another broker",
-            )
-        if topic is None:
-            problem = names.topic_problem(name)
-            if problem is not None:
-                raise RequestError(ResponseCode.SYSTEM_ERROR, problem)
-            if name in names.NOT_SENDABLE_TOPICS:
-                raise _not_sendable(name)
-            if name.startswith(names.RETRY_PREFIX):
-                topic = self._topics.create_internal(name, RETRY_QUEUES)
-            else:
-                topic = self._topics.create_on_send(
-                    name, header.default_topic, header.default_topic_queue_nums, session.peer
-                )
-        if name in names.NOT_SENDABLE_TOPICS:
-            raise _not_sendable(name)
-        if not topic.perm & PERMISSION_WRITE and name not in self._warned_topics:
-            self._warned_topics.add(name)
-            logger.warning(
-                "topic %s is not writable, yet %s sends to it (accepted, as RocketMQ does)", name, session.peer
-            )
-        if len(self._checked) > CHECKED_TOPICS_MAX:
-            self._checked.clear()
-        return topic
-
-    def _queue_id(self, topic: TopicConfig, asked: int) -> int:
-        return asked if asked >= 0 else rng().randrange(max(topic.write_queue_nums, 1))
-
     def _message(self, session: Session, request: Command, header: SendHeader) -> NewMessage:
         """The checked message of one plain send."""
         topic = self._topic(session, header)
@@ -318,7 +258,7 @@ class SendHandlers:
             sys_flag |= MULTI_TAGS
         name, queue_id, reconsume_times = topic.topic_name, header.queue_id, header.reconsume_times or 0
         if queue_id < 0:
-            queue_id = self._queue_id(topic, queue_id)
+            queue_id = any_queue_id(topic)
         if name.startswith(names.RETRY_PREFIX):
             name, queue_id = self._retry_queue(request, header, queue_id)
             if name != topic.topic_name and "DELAY\x01" in text:  # dead
@@ -339,7 +279,7 @@ class SendHandlers:
         text = self._with_cluster(text)
         code = tags_code(prop.property_of(text, prop.TAGS)) if "TAGS\x01" in text else 0
         if len(text) > PROPERTIES_SIZE_MAX_BYTES // 3 and len(text.encode()) > PROPERTIES_SIZE_MAX_BYTES:
-            raise _properties_too_large(len(text.encode()))
+            raise properties_too_large(len(text.encode()))
         message = NewMessage(
             name,
             queue_id,
@@ -399,7 +339,7 @@ class SendHandlers:
         items = decode_batch(request.body)
         if not items:
             raise RequestError(ResponseCode.MESSAGE_ILLEGAL, "the batch is empty")
-        queue_id = self._queue_id(topic, header.queue_id)
+        queue_id = header.queue_id if header.queue_id >= 0 else any_queue_id(topic)
         shared = header.properties or ""
         if ("DELAY\x01" in shared or "TIMER_DE" in shared) and self._deferring.of_commit(shared):
             raise RequestError(ResponseCode.MESSAGE_ILLEGAL, "batch messages cannot be delayed; send singly")
@@ -411,7 +351,7 @@ class SendHandlers:
         for item in items:
             text = prop.join_properties(item.properties, shared_bytes)
             if len(text) > PROPERTIES_SIZE_MAX_BYTES:
-                raise _properties_too_large(len(text))
+                raise properties_too_large(len(text))
             tags = prop.property_of_bytes(text, b"TAGS")
             messages.append(
                 NewMessage(
@@ -439,11 +379,8 @@ def _end_of(results: Sequence[AppendResult]) -> int:
     return 0
 
 
-def _not_sendable(name: str) -> RequestError:
-    return RequestError(ResponseCode.NO_PERMISSION, f"Sending message to topic[{name}] is forbidden.")
-
-
-def _properties_too_large(size: int) -> RequestError:
+def properties_too_large(size: int) -> RequestError:
+    """The answer to properties of `size` bytes: 13, with the limit."""
     return RequestError(
         ResponseCode.MESSAGE_ILLEGAL,
         f"the properties take {size} bytes, more than {PROPERTIES_SIZE_MAX_BYTES}: shorten or drop some",
