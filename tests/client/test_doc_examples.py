@@ -7,9 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anyio
+import anyio.to_thread
 import pytest
 
 from tests.client.test_pull_consumer import fill
+from trio_rmq.remoting.client import RemotingClient
+from trio_rmq.wire.codes import RequestCode
+from trio_rmq.wire.command import Command
+from trio_rmq.wire.headers import CreateTopicRequestHeader
 
 pytestmark = pytest.mark.anyio
 DOCS = Path(__file__).parents[2] / "docs"
@@ -18,6 +24,7 @@ PAGES = {
     "consumers-pull.md": r"(lite_)?pull.*",
     "consumers-push.md": r"push(_.*)?\.py",
     "blocking.md": r"blocking_.*",
+    "requests.md": r"request.*",
 }
 """Each page and the programs it names."""
 
@@ -68,6 +75,24 @@ async def test_without_an_event_loop(name_server: str, topic: str) -> None:
     assert first.startswith("SEND_OK ")
     assert last == "done"
     assert len(set(run("blocking_produce_threads.py", name_server, topic, "20"))) == 20
+
+
+async def test_asking_and_answering(name_server: str, broker: str, topic: str) -> None:
+    header = CreateTopicRequestHeader(
+        topic=topic, default_topic="TBW102", read_queue_nums=2, write_queue_nums=2, perm=6,
+        topic_filter_type="SINGLE_TAG", order=False,
+    )  # fmt: skip
+    async with RemotingClient() as client:
+        command = Command(RequestCode.UPDATE_AND_CREATE_TOPIC, header=header)
+        assert (await client.request(broker, command)).code == 0
+    program = [sys.executable, "-W", "error", str(DOCS / "examples" / "request_reply.py"), name_server, topic]
+    async with await anyio.open_process([*program, f"{topic}_a", "3"], cwd=DOCS.parent) as answering:
+        assert answering.stdout is not None
+        with anyio.fail_after(30):
+            assert (await answering.stdout.receive()).startswith(b"ready")
+            lines = await anyio.to_thread.run_sync(run, "request.py", name_server, topic, "one", "two", "three")
+            assert sorted(lines) == ["one: ONE", "three: THREE", "two: TWO"]
+            assert await answering.wait() == 0
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -38,6 +38,8 @@ class BadServer:
         self.name = name
         self.asked = 0
         self.answer: Answer = lambda request: [stored(request)]
+        self.also: Callable[[Session, Command], Sequence[Later]] = lambda session, request: ()
+        """What it does besides for each send."""
         self.brokers = [
             BrokerData(broker_name=name, cluster="c", broker_addrs={0: address}) for name, address in SERVERS.items()
         ]
@@ -65,6 +67,7 @@ class BadServer:
             self.asked += 1
             answer = self.answer(request)
             answers += [answer] if isinstance(answer, Later) else answer
+            answers += self.also(session, request)
         return answers
 
 

@@ -22,6 +22,7 @@ from trio_rmq.client.pull_calls import PullResult, PullStatus
 from trio_rmq.client.pull_consumer import PullConsumer
 from trio_rmq.client.push_consumer import PushConsumer
 from trio_rmq.client.queue_choice import QueueSelector, select_by_hash, select_by_machine_room, select_randomly
+from trio_rmq.client.replies import ReplyMessage, reply_to
 from trio_rmq.client.send_interceptors import Sending, SendInterceptor
 from trio_rmq.client.transaction_producer import (
     CheckListener,
@@ -54,6 +55,7 @@ __all__ = [
     "QueueLag",
     "QueueSelector",
     "ReceivedMessage",
+    "ReplyMessage",
     "SendInterceptor",
     "SendResult",
     "SendStatus",
@@ -62,6 +64,7 @@ __all__ = [
     "TransactionSendResult",
     "TransactionState",
     "in_thread",
+    "reply_to",
     "select_by_hash",
     "select_by_machine_room",
     "select_randomly",

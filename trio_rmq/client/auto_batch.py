@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from trio_rmq.client.batches import batch_of
 from trio_rmq.client.message import Message, SendResult
 from trio_rmq.client.outgoing import Outgoing, OutgoingMaker
+from trio_rmq.client.replies import ReplyMessage
 from trio_rmq.errors import ClientError, SendError
 from trio_rmq.wire.batch import BatchItem
 from trio_rmq.wire.groups import MessageQueue
@@ -76,7 +77,7 @@ class AutoBatcher:
 
     def takes(self, message: Message) -> bool:
         """Whether the message is one for a batch: small enough, wanted at once, and there is room."""
-        if message.is_for_later:
+        if message.is_for_later or isinstance(message, ReplyMessage):
             return False
         size = len(message.body)
         return size < self._settings.size_bytes and self._gathered_bytes + size <= GATHERED_BYTES_MAX

@@ -12,6 +12,7 @@ from trio_rmq.client.message import Message
 from trio_rmq.client.names import RETRY_PREFIX
 from trio_rmq.client.namespace import with_namespace
 from trio_rmq.client.outgoing import Outgoing, OutgoingMaker
+from trio_rmq.client.replies import ReplyMessage
 from trio_rmq.clock import wall_ms
 from trio_rmq.errors import ClientError
 from trio_rmq.wire import properties as prop
@@ -38,6 +39,8 @@ def make_batch(maker: OutgoingMaker, messages: Sequence[Message]) -> Outgoing:
             )
         if message.wait_store != first.wait_store:
             raise ClientError("all messages of a batch must have the same wait_store: send a batch for each")
+        if isinstance(message, ReplyMessage):
+            raise ClientError("a reply goes to the one client that asked: send it singly")
         if message.is_for_later:
             raise ClientError("the messages of a batch are delivered at once: send those for a later time singly")
         message.check(maker.body_size_max_bytes)

@@ -15,6 +15,7 @@ from trio_rmq.client.compression import Compression
 from trio_rmq.client.instance import DEFAULT_HOST, process_id
 from trio_rmq.client.message import Message
 from trio_rmq.client.namespace import with_namespace
+from trio_rmq.client.replies import ReplyMessage
 from trio_rmq.clock import wall_ms
 from trio_rmq.limits import BODY_SIZE_MAX_BYTES
 from trio_rmq.randomness import rng
@@ -36,6 +37,9 @@ class Outgoing(msgspec.Struct):
     is_batch: bool = False
     user_topic: str = ""
     """The topic without its namespace, for the result; empty when it has none."""
+    is_reply: bool = False
+    first_broker: str = ""
+    """The broker to try first, if the topic has a queue there."""
 
 
 class OutgoingMaker:
@@ -63,6 +67,8 @@ class OutgoingMaker:
         ClientError for a message that a broker would refuse.
         """
         message.check(self.body_size_max_bytes)
+        if isinstance(message, ReplyMessage):
+            properties = {**(properties or {}), **message.own_properties}
         now_ms = wall_ms()
         unique_id = self._unique_ids.next_id(now_ms)
         text = message.properties_text(unique_id, self.own_properties(properties) if self.namespace else properties)
@@ -72,7 +78,9 @@ class OutgoingMaker:
             body, flags = compression.pack(body)
             sys_flag |= flags
         outgoing = Outgoing(message.topic, body, text, unique_id, now_ms, message.flag, sys_flag)
-        if self.namespace:
+        if isinstance(message, ReplyMessage):  # whose topic is the cluster's, in no namespace
+            outgoing.is_reply, outgoing.first_broker = True, message.first_broker
+        elif self.namespace:
             outgoing.user_topic = message.topic
             outgoing.topic = with_namespace(self.namespace, message.topic)
         return outgoing

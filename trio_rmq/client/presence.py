@@ -42,9 +42,10 @@ class HeartbeatRound:
         """One heartbeat to each address; returns when each has answered or failed."""
         async with anyio.create_task_group() as group:
             for address in sorted(addresses):
-                group.start_soon(self._tell_one, address, data)
+                group.start_soon(self.tell_one, address, data)
 
-    async def _tell_one(self, address: str, data: HeartbeatData) -> None:
+    async def tell_one(self, address: str, data: HeartbeatData) -> None:
+        """One heartbeat to one address."""
         try:
             problem = await group_calls.send_heartbeat(self._remoting, address, data)
         except (RemotingError, ResponseError) as error:
@@ -67,24 +68,23 @@ class ProducerPresence:
         self._group = group
         self._client_id = client_id
         self._heartbeats = HeartbeatRound(remoting, f"producer group {group}")
-        self._told: set[str] = set()
+        self._data = HeartbeatData(client_id=client_id, producer_data_set=[ProducerData(group_name=group)])
+        self._told: dict[str, anyio.Event] = {}
+        """Who is being told since its connection was made; set when it has answered or failed."""
         self._news = anyio.Event()
 
     def learned(self, route: Route) -> None:
         """A route is known: its brokers are told soon."""
-        masters = {route.master(name) for name in route.brokers} - {None}
-        if not masters <= self._told:
+        if not route.masters() <= self._told.keys():
             self._news.set()
 
     def lost(self, connection: Connection) -> None:
         """A connection ended: the broker has forgotten this client."""
-        if connection.address in self._told:
-            self._told.discard(connection.address)
+        if self._told.pop(connection.address, None) is not None:
             self._news.set()
 
     async def run(self, routes: RouteCache) -> None:
         """Keep all brokers of `routes` told; until cancelled."""
-        data = HeartbeatData(client_id=self._client_id, producer_data_set=[ProducerData(group_name=self._group)])
         next_round = anyio.current_time() + HEARTBEAT_SECONDS
         while True:
             with anyio.CancelScope(deadline=next_round):
@@ -94,15 +94,34 @@ class ProducerPresence:
             if anyio.current_time() >= next_round:
                 next_round = anyio.current_time() + HEARTBEAT_SECONDS
             else:
-                due -= self._told
-            self._told |= due
-            await self._heartbeats.tell(due, data)
+                due -= self._told.keys()
+            await self._tell(due)
+
+    async def introduce(self, addresses: Collection[str]) -> None:
+        """Return when each of the brokers has been told, or could not be, since its connection was made."""
+        await self._tell([address for address in addresses if address not in self._told])
+        for event in [self._told[address] for address in addresses if address in self._told]:
+            await event.wait()
+
+    async def _tell(self, addresses: Collection[str]) -> None:
+        if not addresses:
+            return
+        async with anyio.create_task_group() as group:
+            for address in sorted(addresses):
+                ended = self._told.setdefault(address, anyio.Event())
+                group.start_soon(self._tell_one, address, ended)
+
+    async def _tell_one(self, address: str, ended: anyio.Event) -> None:
+        try:
+            await self._heartbeats.tell_one(address, self._data)
+        finally:
+            ended.set()
 
     async def say_goodbye(self) -> None:
         """Leave the group at every broker that is connected; nothing is raised."""
         open_addresses = set(self._remoting.open_addresses())
         async with anyio.create_task_group() as group:
-            for address in sorted(self._told & open_addresses):
+            for address in sorted(self._told.keys() & open_addresses):
                 group.start_soon(self._leave, address)
 
     async def _leave(self, address: str) -> None:

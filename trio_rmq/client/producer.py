@@ -20,17 +20,19 @@ from trio_rmq.client.compression import Compression
 from trio_rmq.client.instance import name_server_addresses, new_client_id
 from trio_rmq.client.lasting import LastingRemoting
 from trio_rmq.client.latency_fault import LATENCY_TABLE, LatencyFaults
-from trio_rmq.client.message import Message, SendResult
+from trio_rmq.client.message import Message, ReceivedMessage, SendResult
 from trio_rmq.client.names import check_producer_group
 from trio_rmq.client.namespace import with_namespace
 from trio_rmq.client.outgoing import Outgoing, OutgoingMaker
 from trio_rmq.client.presence import ProducerPresence
 from trio_rmq.client.queue_choice import QueueSelector, QueueTurns, select_by_hash
 from trio_rmq.client.recall_handle import broker_of_handle
+from trio_rmq.client.replies import ReplyMessage
+from trio_rmq.client.requests import Requests
 from trio_rmq.client.route_cache import TEMPLATE_QUEUES, RouteCache
 from trio_rmq.client.send_interceptors import SendInterceptor
 from trio_rmq.client.sending import Sender, SendSettings
-from trio_rmq.errors import ClientError, ResponseError
+from trio_rmq.errors import ClientError, RequestTimeoutError, ResponseError, SendError
 from trio_rmq.limits import BODY_SIZE_MAX_BYTES
 from trio_rmq.remoting.client import RemotingClient
 from trio_rmq.remoting.connection import Connection, ConnectionGroup
@@ -97,6 +99,7 @@ class Producer:
         self._routes = RouteCache(
             self._remoting, name_server_addresses(name_servers), on_learned=self._presence.learned
         )
+        self._requests = Requests(self._remoting, self._routes, self._presence, self.client_id)
         self._maker = OutgoingMaker(
             namespace=namespace, body_size_max_bytes=body_size_max_bytes, compression=compression
         )
@@ -110,6 +113,7 @@ class Producer:
             QueueTurns(LatencyFaults(latency_table) if send_latency_fault_enable else None),
             interceptors,
         )  # fmt: skip
+        self._timeout_seconds = timeout_seconds
         self._auto_batch = auto_batch
         self._batcher: AutoBatcher | None = None
         self._tasks: anyio.abc.TaskGroup | None = None
@@ -131,6 +135,7 @@ class Producer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._open = False
+        self._requests.close()
         try:
             await self._task_group.__aexit__(kind, error, traceback)
         finally:
@@ -196,6 +201,53 @@ class Producer:
         self._check_open()
         outgoing = make_batch(self._maker, messages)
         return await self._sender.send(outgoing, messages, queue=queue, timeout_seconds=timeout_seconds)
+
+    async def request(
+        self,
+        message: Message,
+        *,
+        queue: MessageQueue | None = None,
+        selector: QueueSelector | None = None,
+        argument: object = None,
+        timeout_seconds: float | None = None,
+    ) -> ReceivedMessage:
+        """Send and wait for the reply that a consumer of the message makes (`reply_to`); the reply.
+
+        Queues are chosen as by `send`.  `timeout_seconds` (the producer's, if not given) is for everything together and
+        is told to the consumer.  SendError when the message could not be sent, RequestTimeoutError when it was and no
+        reply came in time, ClientError also when the producer closes meanwhile.  A reply that comes after that, or
+        after a cancellation, is dropped; the message stays sent.
+        """
+        self._check_open()
+        if isinstance(message, ReplyMessage):
+            raise ClientError("a reply cannot ask for a reply: send it")
+        seconds = self._timeout_seconds if timeout_seconds is None else timeout_seconds
+        deadline = anyio.current_time() + seconds
+        with self._requests.waiting(seconds) as request:
+            outgoing = self._maker.make(message, properties=self._maker.own_properties(request.own_properties))
+            with anyio.CancelScope(deadline=deadline) as finding:
+                await self._requests.introduce(outgoing.topic, seconds)
+                if queue is None and (selector is not None or message.sharding_key is not None):
+                    queue = await self.select_queue(message, selector or select_by_hash, argument)
+            if finding.cancelled_caught:
+                raise SendError(f"the request to {message.topic} was not sent: no queue was found within {seconds:g} s")
+            try:
+                left = deadline - anyio.current_time()
+                sent = await self._sender.send(outgoing, message, queue=queue, timeout_seconds=left)
+            except SendError:
+                if request.reply is None:  # one came: what was not acknowledged arrived all the same
+                    raise
+                return request.reply
+            with anyio.CancelScope(deadline=deadline):
+                await request.arrived.wait()
+        if request.reply is not None:
+            return request.reply
+        if not self._open:
+            raise ClientError(f"the producer closed before a reply to the request {sent.message_id} came")
+        raise RequestTimeoutError(
+            f"no reply to the request {sent.message_id}, stored at {sent.queue}, within {seconds:g} s: is a consumer "
+            f"of {message.topic} connected that sends reply_to(request, ...), and is the time enough for it?"
+        )
 
     async def recall(self, topic: str, recall_handle: str, *, timeout_seconds: float = 3.0) -> str:
         """Take back a message that waits for its time; its id.  From then on it is not delivered.

@@ -79,10 +79,10 @@ class QueueTurns:
         self.faults = faults
         self._turns: dict[str, int] = {}
 
-    def next_queue(self, route: Route, avoid: Collection[str], now: float) -> MessageQueue:
+    def next_queue(self, route: Route, avoid: Collection[str], now: float, preferred: str = "") -> MessageQueue:
         """The next queue in turn, on a broker that is not in `avoid` if there is one; RouteNotFoundError without any.
 
-        `now` is the time of anyio's clock.
+        With nobody to avoid it is one of the broker `preferred`, if that has any.  `now` is the time of anyio's clock.
         """
         queues = route.write_queues
         count = len(queues)
@@ -91,6 +91,11 @@ class QueueTurns:
         turn = self._turns.get(route.topic)
         if turn is None:
             turn = rng().randrange(count)
+        if preferred and not avoid:
+            near = [queue for queue in queues if queue.broker_name == preferred]
+            if near:
+                self._turns[route.topic] = turn + 1
+                return near[turn % len(near)]
         if not avoid and self.faults is None:
             self._turns[route.topic] = turn + 1
             return queues[turn % count]

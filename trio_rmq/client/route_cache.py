@@ -53,10 +53,16 @@ class Route:
     """The name server it came from."""
     from_template: bool = False
     """Whether it is what a first send would make of the topic, which does not exist yet."""
+    clusters: frozenset[str] = frozenset()
+    """Of its brokers."""
 
     def master(self, broker_name: str) -> str | None:
         """The address of a broker's master."""
         return self.brokers.get(broker_name, {}).get(MASTER_ID)
+
+    def masters(self) -> set[str]:
+        """The addresses of all brokers' masters."""
+        return {addresses[MASTER_ID] for addresses in self.brokers.values() if MASTER_ID in addresses}
 
 
 def make_route(
@@ -81,7 +87,8 @@ def make_route(
             writable += [MessageQueue(topic=topic, broker_name=name, queue_id=i) for i in range(count)]
         if queues.perm & PERMISSION_READ and template_queues is None:
             readable += [MessageQueue(topic=topic, broker_name=name, queue_id=i) for i in range(queues.read_queue_nums)]
-    return Route(topic, tuple(writable), tuple(readable), brokers, now, told_by, template_queues is not None)
+    clusters = frozenset(broker.cluster for broker in data.broker_datas if broker.cluster)
+    return Route(topic, tuple(writable), tuple(readable), brokers, now, told_by, template_queues is not None, clusters)
 
 
 class RouteCache:

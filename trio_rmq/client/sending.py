@@ -36,6 +36,8 @@ _STORED = {status.value: status for status in SendStatus}
 _SEND_MESSAGE = int(RequestCode.SEND_MESSAGE)
 _SEND_MESSAGE_V2 = int(RequestCode.SEND_MESSAGE_V2)
 _SEND_BATCH_MESSAGE = int(RequestCode.SEND_BATCH_MESSAGE)
+_SEND_REPLY_MESSAGE = int(RequestCode.SEND_REPLY_MESSAGE)
+_SEND_REPLY_MESSAGE_V2 = int(RequestCode.SEND_REPLY_MESSAGE_V2)
 _SEND_OK = SendStatus.SEND_OK
 _json = msgspec.json.Encoder().encode
 TOPICS_REMEMBERED = 10_000
@@ -131,7 +133,7 @@ class Sender:
                     break
                 now = anyio.current_time()
                 left = began + seconds - now
-            chosen = queue or self._turns.next_queue(route, failed, now)
+            chosen = queue or self._turns.next_queue(route, failed, now, outgoing.first_broker)
             if tries_left and settings.try_timeout_seconds is not None:
                 left = min(left, settings.try_timeout_seconds)
             address = route.master(chosen.broker_name)
@@ -188,7 +190,7 @@ class Sender:
         seconds = self._settings.timeout_seconds
         if route is None:
             route = await self._find_route(outgoing.topic, seconds)
-        chosen = queue or self._turns.next_queue(route, (), now)
+        chosen = queue or self._turns.next_queue(route, (), now, outgoing.first_broker)
         address = route.master(chosen.broker_name)
         if address is None:
             raise RouteNotFoundError(f"broker {chosen.broker_name} has no master now, says name server {route.told_by}")
@@ -305,7 +307,9 @@ class Sender:
             unit_mode=False,
             batch=outgoing.is_batch,
         )
-        code = _SEND_MESSAGE if over_websocket else _SEND_BATCH_MESSAGE if outgoing.is_batch else _SEND_MESSAGE_V2
+        code = _short_code(outgoing)
+        if over_websocket:
+            code = _SEND_REPLY_MESSAGE if outgoing.is_reply else _SEND_MESSAGE
         return Command(code, header, None, outgoing.body)
 
     def _json_command(self, outgoing: Outgoing, queue: MessageQueue) -> Command:
@@ -328,8 +332,14 @@ class Sender:
             _json(outgoing.properties),
             b"true" if outgoing.is_batch else b"false",
         )
-        code = _SEND_BATCH_MESSAGE if outgoing.is_batch else _SEND_MESSAGE_V2
-        return Command(code, None, None, outgoing.body, raw_ext=fields)
+        return Command(_short_code(outgoing), None, None, outgoing.body, raw_ext=fields)
+
+
+def _short_code(outgoing: Outgoing) -> int:
+    """The request code that goes with the short names."""
+    if outgoing.is_batch:
+        return _SEND_BATCH_MESSAGE
+    return _SEND_REPLY_MESSAGE_V2 if outgoing.is_reply else _SEND_MESSAGE_V2
 
 
 def _met(address: str | None, route: Route, error: RemotingError) -> str:

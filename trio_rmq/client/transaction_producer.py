@@ -25,6 +25,7 @@ from trio_rmq.client.message import Message, ReceivedMessage, SendResult, SendSt
 from trio_rmq.client.namespace import with_namespace
 from trio_rmq.client.producer import Producer
 from trio_rmq.client.queue_choice import select_by_hash
+from trio_rmq.client.replies import ReplyMessage
 from trio_rmq.errors import ClientError, RemotingError
 from trio_rmq.remoting.connection import Connection
 from trio_rmq.wire import properties as prop
@@ -131,6 +132,8 @@ class TransactionProducer(Producer):
         transaction ended, the message stays out of sight until the check listener decides.
         """
         self._check_open()
+        if isinstance(message, ReplyMessage):
+            raise ClientError("a reply is delivered at once: send it outside of transactions")
         own = {prop.TRANSACTION_PREPARED: "true", prop.PRODUCER_GROUP: self._group_name}
         if check_immunity_seconds is not None:
             own[_CHECK_IMMUNITY] = str(check_immunity_seconds)
