@@ -208,6 +208,8 @@ RULES = [
         {
             "trio_rmq/clock.py": "the one door of the wall clock",
             "trio_rmq/cli/host.py": "tells how long the process took to get ready, which began before any loop ran",
+            "trio_rmq/testing/chaos/node.py": "steps the clock of a real process from the machine's",
+            "trio_rmq/testing/chaos/chaos_disk.py": "a slow disk blocks the thread that calls it",
         },
     ),
     Rule(
@@ -222,6 +224,7 @@ RULES = [
             "trio_rmq/testing/bit_flips.py": "makes its store from a seed",
             "trio_rmq/testing/crash_points.py": "makes its scenario from a seed",
             "trio_rmq/testing/simulation/": "makes its plans and faults from a seed",
+            "trio_rmq/testing/chaos/": "makes its plans and faults from a seed",
         },
     ),
     Rule(
@@ -235,6 +238,7 @@ RULES = [
             "trio_rmq/remoting/tls_context.py": "TLS contexts, which only compute; no connection is made",
             "trio_rmq/remoting/client.py": "the TLS errors that anyio lets through",
             "trio_rmq/cli/host.py": "finds this machine's address and speaks to systemd's notify socket",
+            "trio_rmq/testing/chaos/sources.py": "binds a client's socket before trio gets it",
         },
     ),
     Rule(
@@ -269,6 +273,8 @@ RULES = [
             "trio_rmq/client/listening.py": "a blocking listener is the user's wish",
             "trio_rmq/client/blocking/portal.py": "a program without an event loop gets one in a thread",
             "trio_rmq/cli/parts.py": "reading a pipe blocks, and a regular file cannot be waited for",
+            "trio_rmq/testing/chaos/orders.py": "a lock: the disk's calls come from the loop and from its threads",
+            "trio_rmq/testing/chaos/unsynced.py": "a lock: the disk's calls come from the loop and from its threads",
         },
     ),
     Rule(
@@ -281,7 +287,11 @@ RULES = [
             ),
         ),
         "nothing: a server runs no program and no code that came as data",
-        {"trio_rmq/cli/host.py": "ctypes: one call of the C library, which sets how much freed memory it keeps"},
+        {
+            "trio_rmq/cli/host.py": "ctypes: one call of the C library, which sets how much freed memory it keeps",
+            "trio_rmq/testing/chaos/cluster.py": "starts the servers under test, by command lines made here",
+            "trio_rmq/testing/chaos/small_disk.py": "ctypes: mount and umount, which Python does not offer",
+        },
     ),
     Rule(
         "printing",
@@ -322,6 +332,7 @@ RULES = [
             "trio_rmq/testing/faulty_disk.py": "the simulated latency of a sync",
             "trio_rmq/testing/crash_points.py": "lets the background services have their turn, on virtual time",
             "trio_rmq/testing/simulation/": "faults, restarts and their bounds are times, all of them virtual",
+            "trio_rmq/testing/chaos/": "faults last for a time; bytes on an edge are late; load has a pace",
         },
     ),
     Rule(

@@ -29,6 +29,7 @@ from trio_rmq.cli.logs import LEVELS, set_up_logging
 from trio_rmq.cli.recovery_progress import RecoveryProgress
 from trio_rmq.config import load_broker_settings, load_namesrv_settings, load_standalone_settings
 from trio_rmq.errors import ConfigError, ListenError, RocketMQError, StoreError
+from trio_rmq.store.disk import Disk
 
 logger = logging.getLogger("trio_rmq")
 
@@ -49,13 +50,16 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message} (see {self.prog} --help)")
 
 
-def run_server(command: str, words: Sequence[str]) -> int:
-    """Run the server `command` with the words after it on the command line; returns the exit status."""
+def run_server(command: str, words: Sequence[str], *, disk: Disk | None = None) -> int:
+    """Run the server `command` with the words after it on the command line; returns the exit status.
+
+    `disk` stands for the real one where somebody wants faults in it.
+    """
     try:
         options = _parser(command).parse_intermixed_args(words)
         set_up_logging(options.log_level, options.log_file)
         keep_freed_memory()
-        serve, announce = {"namesrv": _namesrv, "broker": _broker, "standalone": _standalone}[command](options)
+        serve, announce = {"namesrv": _namesrv, "broker": _broker, "standalone": _standalone}[command](options, disk)
         trio.run(_run_until_signal, serve, announce)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -91,18 +95,18 @@ def _parser(command: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _namesrv(options: argparse.Namespace) -> tuple[Serve, Announce]:
+def _namesrv(options: argparse.Namespace, disk: Disk | None) -> tuple[Serve, Announce]:
     from trio_rmq.namesrv.server import serve_name_server
 
     settings = load_namesrv_settings(options.config, options.overrides)
 
     async def serve(*, task_status: trio.TaskStatus[Any]) -> None:
-        await serve_name_server(settings.namesrv, remoting=settings.remoting, task_status=task_status)
+        await serve_name_server(settings.namesrv, remoting=settings.remoting, disk=disk, task_status=task_status)
 
     return serve, lambda ready: [f"name server  {ready.address}"]
 
 
-def _broker(options: argparse.Namespace) -> tuple[Serve, Announce]:
+def _broker(options: argparse.Namespace, disk: Disk | None) -> tuple[Serve, Announce]:
     from trio_rmq.broker.server import serve_broker
 
     overrides = list(options.overrides)
@@ -118,6 +122,7 @@ def _broker(options: argparse.Namespace) -> tuple[Serve, Announce]:
                 settings.broker,
                 settings.store,
                 remoting=settings.remoting,
+                disk=disk,
                 progress=progress,
                 task_status=task_status,
             )
@@ -131,7 +136,7 @@ def _broker(options: argparse.Namespace) -> tuple[Serve, Announce]:
     return serve, announce
 
 
-def _standalone(options: argparse.Namespace) -> tuple[Serve, Announce]:
+def _standalone(options: argparse.Namespace, disk: Disk | None) -> tuple[Serve, Announce]:
     from trio_rmq.standalone import serve_standalone
 
     overrides = list(options.overrides)
@@ -154,6 +159,7 @@ def _standalone(options: argparse.Namespace) -> tuple[Serve, Announce]:
                 settings.broker,
                 settings.store,
                 remoting=settings.remoting,
+                disk=disk,
                 progress=progress,
                 task_status=task_status,
             )

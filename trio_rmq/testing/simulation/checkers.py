@@ -16,6 +16,9 @@ from trio_rmq.testing.simulation.history import Event
 FLUSH_SECONDS = 2.0
 """Longest wait of a written record for the asynchronous flush to begin, with the plan's settings."""
 
+Queue = int | str
+"""How a history names a queue: its id, or, where there are several topics or brokers, a text."""
+
 
 class Problem(NamedTuple):
     """A promise that was not kept."""
@@ -27,7 +30,7 @@ class Problem(NamedTuple):
 class Stored(NamedTuple):
     """A message that the broker has at the end."""
 
-    queue_id: int
+    queue_id: Queue
     offset: int
     name: str
 
@@ -38,7 +41,7 @@ class Evidence(NamedTuple):
     events: list[Event]
     stored: list[Stored]
     """By queue and offset."""
-    queue_begins: dict[int, int]
+    queue_begins: dict[Queue, int]
     """Queue id -> first offset."""
     sync_flush: bool
     worst_sync_seconds: float
@@ -50,15 +53,28 @@ def check(evidence: Evidence) -> list[Problem]:
     return _Check(evidence).run()
 
 
+def power_losses(events: list[Event]) -> list[int]:
+    """When brokers lost power."""
+    return [event.time_us for event in events if event.what == "power" and event.value["crashed"]]
+
+
+def may_be_lost(evidence: Evidence, losses: list[int], begin_us: int, end_us: int) -> bool:
+    """Whether one of the power losses may have taken what was written between the two times."""
+    if evidence.sync_flush:
+        return False
+    window = round((FLUSH_SECONDS + 3 * evidence.worst_sync_seconds) * 1e6)
+    return any(begin_us <= loss <= end_us + window for loss in losses)
+
+
 class _Check:
     def __init__(self, evidence: Evidence) -> None:
         self.evidence = evidence
         self.problems: list[Problem] = []
         self.invoked: dict[str, int] = {}
-        self.acknowledged: dict[str, tuple[int, int, int]] = {}
+        self.acknowledged: dict[str, tuple[Queue, int, int]] = {}
         """Name -> queue, offset, time of the answer."""
-        self.consumed: dict[tuple[int, int], list[tuple[str, int]]] = {}
-        self.power_losses: list[int] = []
+        self.consumed: dict[tuple[Queue, int], list[tuple[str, int]]] = {}
+        self.power_losses = power_losses(evidence.events)
         for event in evidence.events:
             value = event.value
             if event.what == "invoke":
@@ -68,17 +84,12 @@ class _Check:
             elif event.what == "consumed":
                 place = (value["queue"], value["offset"])
                 self.consumed.setdefault(place, []).append((value["id"], event.time_us))
-            elif event.what == "power" and value["crashed"]:
-                self.power_losses.append(event.time_us)
         self.at = {(stored.queue_id, stored.offset): stored.name for stored in evidence.stored}
         self.place = {stored.name: (stored.queue_id, stored.offset) for stored in evidence.stored}
 
     def may_be_lost(self, begin_us: int, end_us: int) -> bool:
         """Whether a power loss may have taken what was written between the two times."""
-        if self.evidence.sync_flush:
-            return False
-        window = round((FLUSH_SECONDS + 3 * self.evidence.worst_sync_seconds) * 1e6)
-        return any(begin_us <= loss <= end_us + window for loss in self.power_losses)
+        return may_be_lost(self.evidence, self.power_losses, begin_us, end_us)
 
     def tell(self, kind: str, sentence: str) -> None:
         self.problems.append(Problem(kind, sentence))
@@ -127,7 +138,7 @@ class _Check:
                 if self.at.get((queue, offset)) != name and not self.may_be_lost(self.invoked.get(name, 0), time):
                     held = self.at.get((queue, offset), "nothing")
                     self.tell("offset", f"queue {queue} offset {offset} gave {name} and holds {held}")
-        ends: dict[int, int] = dict(self.evidence.queue_begins)
+        ends: dict[Queue, int] = dict(self.evidence.queue_begins)
         for stored in self.evidence.stored:
             expected = ends.get(stored.queue_id, 0)
             if stored.offset != expected:
@@ -136,7 +147,7 @@ class _Check:
 
     def _order(self) -> None:
         """What was acknowledged before another send began stands before it."""
-        newest: dict[int, tuple[int, str]] = {}
+        newest: dict[Queue, tuple[int, str]] = {}
         answered = sorted((time, name) for name, (_, _, time) in self.acknowledged.items())
         position = 0
         for name in sorted(self.acknowledged, key=lambda name: (self.invoked[name], name)):
@@ -160,7 +171,7 @@ class _Check:
             if stored.name not in names.get(place, ()) and not self._was_given_again(place):
                 self.tell("skipped", f"{stored.name} at queue {place[0]} offset {place[1]} was never delivered")
 
-    def _was_given_again(self, place: tuple[int, int]) -> bool:
+    def _was_given_again(self, place: tuple[Queue, int]) -> bool:
         """Whether offsets of the queue at or after `place` were consumed and lost: the group may stand beyond them."""
         return not self.evidence.sync_flush and any(
             queue == place[0] and offset >= place[1] and any(self.at.get((queue, offset)) != name for name, _ in seen)

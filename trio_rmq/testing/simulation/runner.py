@@ -17,7 +17,7 @@ from trio_rmq.errors import RocketMQError
 from trio_rmq.store.message_store import open_message_store
 from trio_rmq.store.offline.verify import verify_store
 from trio_rmq.testing.faulty_disk import FaultyDisk
-from trio_rmq.testing.simulation.checkers import Evidence, Problem, Stored, check
+from trio_rmq.testing.simulation.checkers import Evidence, Problem, Queue, Stored, check
 from trio_rmq.testing.simulation.history import History
 from trio_rmq.testing.simulation.machine import Machine
 from trio_rmq.testing.simulation.plan import PRODUCERS, QUEUES, Fault, Plan
@@ -221,7 +221,7 @@ class _Run:
         config = store_config(self.plan.options)
         disk.latency = None
         stored: list[Stored] = []
-        begins: dict[int, int] = {}
+        begins: dict[Queue, int] = {}
         problems: list[Problem] = []
         try:
             async with open_message_store(config, disk=disk) as store:
