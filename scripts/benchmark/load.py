@@ -160,7 +160,7 @@ class Connection:
         looked_at: list[Command] = []
         for answer in (self._first, self._last):
             if answer:
-                looked_at += decode_commands(answer) if self._websocket else [decode_frame(answer[4:])]
+                looked_at += decode_commands(answer) if self._websocket else [decode_frame(answer)]
         for command in looked_at:
             if command.code != 0:
                 raise BenchmarkError(f"the server answered {command.code}: {command.remark}")

@@ -47,7 +47,7 @@ def missing_before(request: Command) -> str | None:
 
 
 def read(directory: Path, name: object) -> Command:
-    return decode_frame((directory / str(name)).read_bytes()[4:])
+    return decode_frame((directory / str(name)).read_bytes())
 
 
 def told(record: StoredMessage) -> tuple[object, ...]:

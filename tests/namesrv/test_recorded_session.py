@@ -33,7 +33,7 @@ def recorded() -> list[dict[str, object]]:
 
 
 def read(name: object) -> Command:
-    return decode_frame((VECTORS / str(name)).read_bytes()[4:])
+    return decode_frame((VECTORS / str(name)).read_bytes())
 
 
 def canonical(body: bytes) -> object:

@@ -11,7 +11,7 @@ from trio_rmq.remoting.listener import serve_remoting
 from trio_rmq.remoting.session import Session
 from trio_rmq.remoting.settings import DEFAULT_SETTINGS, RemotingSettings
 from trio_rmq.wire.command import Command
-from trio_rmq.wire.frame import FrameSplitter, decode_frame, encode_frame
+from trio_rmq.wire.frame import FrameSplitter, encode_frame
 
 SessionCallback = Callable[[Session], None]
 
@@ -53,7 +53,7 @@ class RawClient:
             data = await self.stream.receive_some(65536)
             if not data:
                 raise EOFError("the server closed the connection")
-            self._received.extend(decode_frame(frame) for frame in self._splitter.feed(data))
+            self._received.extend(self._splitter.feed(data))
         return self._received.pop(0)
 
     async def closed_by_server(self) -> bool:

@@ -45,13 +45,13 @@ def through(command: Command, serialize_type: SerializeType) -> Command:
     if serialize_type is SerializeType.CBOR:
         [again] = decode_commands(encode_commands([command]))
         return again
-    return decode_frame(encode_frame(command)[4:])
+    return decode_frame(encode_frame(command))
 
 
 def json_command(fields: bytes, code: int = 15) -> Command:
     """An incoming JSON command with these extFields."""
     header = b'{"code":%d,"opaque":3,"extFields":%b}' % (code, fields)
-    return decode_frame(len(header).to_bytes(4, "big") + header)
+    return decode_frame((4 + len(header)).to_bytes(4, "big") + len(header).to_bytes(4, "big") + header)
 
 
 def with_text(name: str, text: str, serialize_type: SerializeType) -> Command:

@@ -14,79 +14,107 @@ from trio_rmq.errors import ProtocolError
 from trio_rmq.wire.command import Command, SerializeType
 from trio_rmq.wire.frame import FRAME_LENGTH_MIN_BYTES, FrameSplitter, decode_frame, encode_frame
 
-FRAMES = st.lists(st.binary(min_size=4, max_size=60), max_size=8)
+COMMANDS = st.lists(
+    st.builds(
+        Command,
+        st.integers(0, 400),
+        opaque=st.integers(-(2**31), 2**31 - 1),
+        body=st.binary(max_size=60),
+        ext=st.one_of(st.none(), st.just({"a": "1"})),
+        serialize_type=st.sampled_from([SerializeType.JSON, SerializeType.ROCKETMQ]),
+    ),
+    max_size=8,
+)
 
 
-def stream(frames: list[bytes]) -> bytes:
-    """The frames with their length words."""
-    return b"".join(struct.pack(">i", len(frame)) + frame for frame in frames)
+def stream(commands: list[Command]) -> bytes:
+    """The frames of the commands."""
+    return b"".join(map(encode_frame, commands))
+
+
+def framed(frame: bytes) -> bytes:
+    """A frame's content with its length word before it."""
+    return struct.pack(">i", len(frame)) + frame
+
+
+def shown(commands: list[Command]) -> list[bytes]:
+    """Commands as what tells them apart."""
+    return [encode_frame(command) for command in commands]
 
 
 def fed(*chunks: bytes) -> list[bytes]:
-    """All frames that a new splitter gives for `chunks`."""
+    """All commands that a new splitter gives for `chunks`, as `shown`."""
     splitter = FrameSplitter()
-    return [frame for chunk in chunks for frame in splitter.feed(chunk)]
+    return shown([command for chunk in chunks for command in splitter.feed(chunk)])
 
 
 class TestSplitting:
-    @given(FRAMES)
-    def test_whole_byte_by_byte_and_with_trailing_data(self, frames: list[bytes]) -> None:
-        data = stream(frames)
-        assert fed(data) == frames
-        assert fed(*(data[at : at + 1] for at in range(len(data)))) == frames
+    @given(COMMANDS)
+    def test_whole_byte_by_byte_and_with_trailing_data(self, commands: list[Command]) -> None:
+        data = stream(commands)
+        assert fed(data) == shown(commands)
+        assert fed(*(data[at : at + 1] for at in range(len(data)))) == shown(commands)
         splitter = FrameSplitter()
-        assert splitter.feed(data + b"\0\0\0\x09abc") == frames
+        one = Command(7, body=b"last")
+        frame = encode_frame(one)
+        assert shown(splitter.feed(data + frame[:7])) == shown(commands)
         assert splitter.pending_bytes == 7
-        assert splitter.feed(b"defghi" + data) == [b"abcdefghi", *frames]
+        assert shown(splitter.feed(frame[7:] + data)) == shown([one, *commands])
         assert splitter.pending_bytes == 0
 
-    @given(FRAMES, st.lists(st.integers(0, 600)))
-    def test_any_cut(self, frames: list[bytes], cuts: list[int]) -> None:
-        data = stream(frames)
+    @given(COMMANDS, st.lists(st.integers(0, 1600)))
+    def test_any_cut(self, commands: list[Command], cuts: list[int]) -> None:
+        data = stream(commands)
         places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
-        assert fed(*(data[start:end] for start, end in pairwise(places))) == frames
+        assert fed(*(data[start:end] for start, end in pairwise(places))) == shown(commands)
 
     def test_nothing(self) -> None:
-        assert fed() == fed(b"") == fed(b"\0\0\0") == []
+        assert fed() == fed(b"") == fed(b"\0\0\0") == fed(b"\0\0\0\x09\0\0\0") == []
 
     @pytest.mark.parametrize("length", [-(2**31), -1, 0, 3, limits.FRAME_SIZE_MAX_BYTES + 1, 2**31 - 1])
     def test_bad_length_is_fatal_before_anything_is_kept(self, length: int) -> None:
         for chunks in (
             [struct.pack(">i", length)],
-            [stream([b"good"]), struct.pack(">i", length)],
+            [struct.pack(">i", length) + b"more than a header word"],
+            [stream([Command(1)]), struct.pack(">i", length)],
             [bytes([byte]) for byte in struct.pack(">i", length)],
         ):
             with pytest.raises(ProtocolError, match=str(length)) as caught:
                 fed(*chunks)
             assert caught.value.fatal
 
-    def test_frames_before_a_bad_length_come_first(self) -> None:
+    @pytest.mark.parametrize("rest", [struct.pack(">i", -5), framed(b"\2\0\0\2{}"), framed(b"\0\0\0\0")])
+    @pytest.mark.parametrize("more", [b"", stream([Command(3)])])
+    def test_commands_before_what_is_bad_come_first(self, rest: bytes, more: bytes) -> None:
         splitter = FrameSplitter()
-        assert splitter.feed(stream([b"one.", b"two."]) + struct.pack(">i", -5) + stream([b"lost"])) == [
-            b"one.",
-            b"two.",
-        ]
-        assert "-5" in str(splitter.failure)
+        good = [Command(1, body=b"one."), Command(2, body=b"two.")]
+        assert shown(splitter.feed(stream(good) + rest + more)) == shown(good)
+        assert splitter.failure is not None
+        assert splitter.failure.fatal
         assert splitter.pending_bytes == 0
-        for data in (b"", stream([b"more"])):
-            with pytest.raises(ProtocolError, match="-5") as caught:
+        for data in (b"", stream(good)):
+            with pytest.raises(ProtocolError) as caught:
                 splitter.feed(data)
-            assert caught.value.fatal
+            assert caught.value is splitter.failure
 
     def test_lengths_at_the_bounds(self) -> None:
-        largest = bytes(limits.FRAME_SIZE_MAX_BYTES)
-        assert fed(stream([bytes(FRAME_LENGTH_MIN_BYTES)])) == [bytes(4)]
-        assert fed(stream([largest])) == [largest]
+        frame = b"\0\0\0\x0a" + b'{"code":1}'
+        assert len(FrameSplitter().feed(framed(frame))) == 1
+        largest = frame + bytes(limits.FRAME_SIZE_MAX_BYTES - len(frame))
+        [command] = FrameSplitter().feed(framed(largest))
+        assert len(command.body) == limits.FRAME_SIZE_MAX_BYTES - len(frame)
+        with pytest.raises(ProtocolError, match="JSON"):
+            fed(framed(bytes(FRAME_LENGTH_MIN_BYTES)))
 
     def test_a_large_frame_in_small_pieces_is_joined_once(self) -> None:
-        frame = bytes(range(256)) * 4096
-        data = stream([frame])
+        large = Command(1, body=bytes(range(256)) * 4096)
+        data = stream([large])
         splitter = FrameSplitter()
         pieces = [data[at : at + 1000] for at in range(0, len(data), 1000)]
         for piece in pieces[:-1]:
             assert splitter.feed(piece) == []
         assert splitter.pending_bytes == len(data) - len(pieces[-1])
-        assert splitter.feed(pieces[-1]) == [frame]
+        assert shown(splitter.feed(pieces[-1])) == [data]
 
 
 class TestFrame:
@@ -94,9 +122,7 @@ class TestFrame:
     def test_body_of_any_size(self, serialize_type: SerializeType) -> None:
         for size in (0, 1, 1000):
             body = bytes(size)
-            command = Command(10, opaque=-1, body=body, serialize_type=serialize_type)
-            [frame] = FrameSplitter().feed(encode_frame(command))
-            again = decode_frame(frame)
+            again = decode_frame(encode_frame(Command(10, opaque=-1, body=body, serialize_type=serialize_type)))
             assert (again.body, again.opaque, again.serialize_type) == (body, -1, serialize_type)
 
     @pytest.mark.parametrize(
@@ -114,13 +140,17 @@ class TestFrame:
     )
     def test_malformed(self, frame: bytes, reason: str) -> None:
         with pytest.raises(ProtocolError, match=reason) as caught:
-            decode_frame(frame)
+            decode_frame(framed(frame))
         assert caught.value.fatal
+
+    def test_a_length_that_is_not_the_frames(self) -> None:
+        with pytest.raises(ProtocolError, match="gives its length as 9"):
+            decode_frame(struct.pack(">i", 9) + b"\0\0\0\2{}")
 
     def test_header_size_is_bounded(self) -> None:
         size = limits.HEADER_SIZE_MAX_BYTES + 1
         with pytest.raises(ProtocolError, match="at most"):
-            decode_frame(struct.pack(">i", size) + b" " * size)
+            decode_frame(framed(struct.pack(">i", size) + b" " * size))
 
     def test_header_that_does_not_fit_its_length(self) -> None:
         with pytest.raises(ProtocolError, match="fit a frame"):

@@ -11,7 +11,7 @@ import pytest
 
 from trio_rmq.wire import headers
 from trio_rmq.wire.command import Command, SerializeType, header_texts
-from trio_rmq.wire.frame import FrameSplitter, decode_frame, encode_frame
+from trio_rmq.wire.frame import FrameSplitter, encode_frame
 
 PROTOCOL = Path(__file__).parents[2] / "protocol"
 REQUESTS = {entry["number"]: entry for entry in json.loads((PROTOCOL / "request_codes.json").read_text())["requests"]}
@@ -34,8 +34,8 @@ FRAMES = load()
 
 def decode(frame: bytes) -> Command:
     """The command of one whole frame, length word included."""
-    [inner] = FrameSplitter().feed(frame)
-    return decode_frame(inner)
+    [command] = FrameSplitter().feed(frame)
+    return command
 
 
 def header_type_of(code: int, side: str) -> type[msgspec.Struct] | None:

@@ -26,7 +26,7 @@ from trio_rmq.errors import ConnectionLostError, ProtocolError, RemotingError, R
 from trio_rmq.remoting.outgoing import next_write
 from trio_rmq.remoting.request_table import RequestTable
 from trio_rmq.wire.command import FLAG_ONEWAY, FLAG_RESPONSE, Command, SerializeType
-from trio_rmq.wire.frame import FrameSplitter, decode_frame, encode_frame
+from trio_rmq.wire.frame import FrameSplitter, encode_frame
 
 READ_BYTES = 256 * 1024
 RESOLVED_AT_ONCE = 32
@@ -83,23 +83,12 @@ class TcpChannel:
         self.on_control: Callable[[], None] | None = None
         self._stream = stream
         self._splitter = FrameSplitter()
-        self._failure: ProtocolError | None = None
 
     async def receive(self) -> list[Command]:
         """See Channel."""
-        if self._failure is not None:
-            raise self._failure
-        commands: list[Command] = []
-        try:
-            for frame in self._splitter.feed(await self._stream.receive(READ_BYTES)):
-                commands.append(decode_frame(frame))  # noqa: PERF401 - those before an error count
-        except ProtocolError as error:
-            if not commands:
-                raise
-            self._failure = error  # comes out after them
-        else:
-            self._failure = self._splitter.failure
-        return commands
+        if self._splitter.failure is not None:
+            raise self._splitter.failure
+        return self._splitter.feed(await self._stream.receive(READ_BYTES))
 
     def encode(self, commands: list[Command]) -> list[bytes]:
         """See Channel."""

@@ -15,8 +15,7 @@ from trio_rmq.errors import ProtocolError
 from trio_rmq.remoting.handlers import HandlerTable, Reply
 from trio_rmq.remoting.session import Session, SessionCallback, SessionSocket, logger
 from trio_rmq.remoting.settings import RemotingSettings
-from trio_rmq.wire.command import Command
-from trio_rmq.wire.frame import FrameSplitter, decode_frame, encode_frame
+from trio_rmq.wire.frame import FrameSplitter, encode_frame
 
 SMALL_READ_BYTES = 64 * 1024
 """Size of a read until one comes back full: a chunk of this size is answered within a few milliseconds."""
@@ -56,14 +55,9 @@ class TcpSession(Session):
         data, self._first = self._first, b""
         try:
             while data:
-                frames = split(data)
-                if frames:
+                commands = split(data)
+                if commands:
                     self.last_activity = trio.current_time()
-                    try:
-                        commands = [decode_frame(frame) for frame in frames]
-                    except ProtocolError:
-                        self._handle_before_error(frames)
-                        raise
                     replies = self._handle(commands)
                     if replies:
                         await self._reply(replies)
@@ -80,20 +74,6 @@ class TcpSession(Session):
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             logger.debug("connection with %s: lost, %s", self.peer, error)
             self.close(f"lost: {error}")
-
-    def _handle_before_error(self, frames: Sequence[bytes]) -> None:
-        """Serve the frames of a chunk up to the one that does not decode, whose ProtocolError comes out.
-
-        What does not decode has no request id, so it cannot be answered (RocketMQ closes too).
-        """
-        commands: list[Command] = []
-        try:
-            for frame in frames:
-                commands.append(decode_frame(frame))  # noqa: PERF401 - those before the error are the point
-        finally:
-            replies = self._handle(commands)
-            if replies:
-                self._enqueue(self._encode_safely(replies))
 
     def _encode(self, replies: Sequence[Reply]) -> list[bytes]:
         return [b"".join([reply if isinstance(reply, bytes) else encode_frame(reply) for reply in replies])]

@@ -37,6 +37,7 @@ LANGUAGES = (
 _LANGUAGE_NUMBERS = {name: number for number, name in enumerate(LANGUAGES)}
 _HEAD = struct.Struct(">hBhiii")
 _HEAD_WITHOUT_REMARK = struct.Struct(">hBhiiii")
+_unpack_head = _HEAD_WITHOUT_REMARK.unpack_from
 _REMARK_AT = _HEAD.size
 _INT = struct.Struct(">i")
 _ROCKETMQ = SerializeType.ROCKETMQ
@@ -52,22 +53,23 @@ _known = {*map(int, RequestCode), *map(int, ResponseCode)}
 _restored_codes = {_cut(code): code for code in map(int, RequestCode) if code > 32_767 and _cut(code) not in _known}
 
 
-def decode_binary_header(header: bytes, body: bytes) -> Command:
-    """The command with this binary header; ProtocolError when a length leads outside it."""
-    size = len(header)
-    if size < _HEAD_WITHOUT_REMARK.size:
-        raise ProtocolError(f"binary header of {size} bytes is shorter than its fixed part", fatal=True)
-    code, language, version, opaque, flag, remark_size, fields_size = _HEAD_WITHOUT_REMARK.unpack_from(header)
-    fields_at = _REMARK_AT + remark_size + 4
+def decode_binary_header(data: bytes, body: bytes, at: int = 0, end: int | None = None) -> Command:
+    """The command with the binary header data[at:end]; ProtocolError when a length leads outside it."""
+    if end is None:
+        end = len(data)
+    if end - at < _HEAD_WITHOUT_REMARK.size:
+        raise ProtocolError(f"binary header of {end - at} bytes is shorter than its fixed part", fatal=True)
+    code, language, version, opaque, flag, remark_size, fields_size = _unpack_head(data, at)
+    fields_at = at + _REMARK_AT + remark_size + 4
     if remark_size:
-        if remark_size < 0 or fields_at > size:
+        if remark_size < 0 or fields_at > end:
             raise ProtocolError(f"binary header states a remark of {remark_size} bytes", fatal=True)
-        (fields_size,) = _INT.unpack_from(header, fields_at - 4)
-    if fields_size < 0 or fields_at + fields_size > size:
+        (fields_size,) = _INT.unpack_from(data, fields_at - 4)
+    if fields_size < 0 or fields_at + fields_size > end:
         raise ProtocolError(f"binary header states {fields_size} bytes of fields", fatal=True)
-    area = header[fields_at : fields_at + fields_size]
+    area = data[fields_at : fields_at + fields_size]
     try:
-        remark = header[_REMARK_AT : fields_at - 4].decode() if remark_size else None
+        remark = data[at + _REMARK_AT : fields_at - 4].decode() if remark_size else None
         fields = _layouts.fields(area) or _walk(area)
     except UnicodeDecodeError as error:
         raise ProtocolError(f"binary header holds text that is not UTF-8: {error}", fatal=True) from None

@@ -44,7 +44,7 @@ class Layout:
     `mask` covers every byte but those of the values, and `common` is what stands there, both as little-endian numbers.
     """
 
-    __slots__ = ("_cache", "_cut", "_names", "_readers", "_values", "common", "mask")
+    __slots__ = ("_cache", "_cut", "_names", "_values", "common", "mask", "readers", "size_bytes")
 
     def __init__(self, area: bytes, names: Sequence[str], values: Sequence[slice], cache: LayoutCache) -> None:
         """`values` are the places in `area` of the values of `names`."""
@@ -54,7 +54,8 @@ class Layout:
         self._names = tuple(names)
         self._values = tuple(values)
         self._cache = cache
-        self._readers: dict[type[msgspec.Struct], HeaderReader] = {}
+        self.readers: dict[type[msgspec.Struct], HeaderReader] = {}
+        self.size_bytes = len(area)
 
     def fields(self, area: bytes) -> dict[str, str]:
         """The fields of an area of this layout."""
@@ -64,23 +65,22 @@ class Layout:
             values = [value if value.isascii() else value.encode("latin-1").decode() for value in values]
         return dict(zip(self._names, values, strict=True))
 
-    def header(self, area: bytes, number: int, header_type: type[HeaderT]) -> HeaderT:
-        """The typed header of an ASCII area of this layout, which `number` is; msgspec's errors when it is none."""
-        reader = self._readers.get(header_type)
-        if reader is None:
-            places = dict(zip(self._names, self._values, strict=True))
-            reader = self._readers[header_type] = HeaderReader(len(area), places, header_type, self._cache)
-        return reader.read(self, area, number)  # type: ignore[return-value] # keyed by the type that it reads
+    def reader(self, header_type: type[msgspec.Struct]) -> HeaderReader:
+        """Makes the reader of headers of this type from areas of this layout."""
+        places = dict(zip(self._names, self._values, strict=True))
+        reader = self.readers[header_type] = HeaderReader(self, places, header_type, self._cache)
+        return reader
 
 
 class HeaderReader:
     """Makes headers of one type from areas of one layout: by copying, where all but the changing values are known."""
 
-    __slots__ = ("_cache", "_changing", "_mark", "_mask", "_type")
+    __slots__ = ("_cache", "_changing", "_layout", "_mark", "_mask", "_type")
 
     def __init__(
-        self, size_bytes: int, places: dict[str, slice], header_type: type[msgspec.Struct], cache: LayoutCache
+        self, layout: Layout, places: dict[str, slice], header_type: type[msgspec.Struct], cache: LayoutCache
     ) -> None:
+        self._layout = layout
         self._type = header_type
         self._cache = cache
         self._changing = tuple(
@@ -88,19 +88,19 @@ class HeaderReader:
             for attribute, name, digits in _changing_fields(header_type)
             if name in places
         )
-        self._mask = _mask(size_bytes, [place for _, place, _ in self._changing])
+        self._mask = _mask(layout.size_bytes, [place for _, place, _ in self._changing])
         cache.readers += 1
-        self._mark = cache.readers << 8 * size_bytes
+        self._mark = cache.readers << 8 * layout.size_bytes
 
-    def read(self, layout: Layout, area: bytes, number: int) -> msgspec.Struct:
-        """The header in `area`; msgspec's errors when a field is missing or mistyped."""
+    def read(self, area: bytes, number: int) -> msgspec.Struct:
+        """The header in the ASCII `area`, which `number` is; msgspec's errors when a field is missing or mistyped."""
         key = number & self._mask | self._mark
         prototype = self._cache.prototypes.get(key)
         if prototype is None:
-            header = msgspec.convert(layout.fields(area), self._type, strict=False)
-            self._cache.keep(key, header)
-            return _copied(header)
-        copied = _copied(prototype)
+            prototype = msgspec.convert(self._layout.fields(area), self._type, strict=False)
+            self._cache.keep(key, prototype)
+        # `copy.copy` takes three times as long to find out that the type copies itself.
+        copied: msgspec.Struct = prototype.__copy__()  # type: ignore[attr-defined] # there, but not declared
         for attribute, place, digits in self._changing:
             value = area[place]
             if not digits:
@@ -108,7 +108,7 @@ class HeaderReader:
             elif value.isdigit() and len(value) <= digits:
                 setattr(copied, attribute, int(value))
             else:
-                return msgspec.convert(layout.fields(area), self._type, strict=False)
+                return msgspec.convert(self._layout.fields(area), self._type, strict=False)
         return copied
 
 
@@ -125,7 +125,8 @@ class BinaryFields(msgspec.Struct, eq=False):
 
     def header(self, header_type: type[HeaderT]) -> HeaderT:
         """Them as a typed header of its own; msgspec's errors when one is missing or mistyped."""
-        return self.layout.header(self.area, self.number, header_type)
+        reader = self.layout.readers.get(header_type) or self.layout.reader(header_type)
+        return reader.read(self.area, self.number)  # type: ignore[return-value] # keyed by the type that it reads
 
 
 class LayoutCache:
@@ -179,12 +180,6 @@ class LayoutCache:
             self._layouts.clear()
             self.prototypes.clear()
         self._layouts[len(area)] = Layout(area, names, values, self)
-
-
-def _copied(header: msgspec.Struct) -> msgspec.Struct:
-    """A shallow copy, made by the type itself: `copy.copy` takes three times as long to find that out."""
-    copied: msgspec.Struct = header.__copy__()  # type: ignore[attr-defined] # there, but not declared
-    return copied
 
 
 def _mask(size_bytes: int, holes: Sequence[slice]) -> int:

@@ -19,17 +19,19 @@ FRAME_LENGTH_MIN_BYTES = 4
 
 _INT = struct.Struct(">i")
 _WORDS = struct.Struct(">ii")
+_HEADER_AT = 8
+"""Where the header begins in a frame: behind its length and its header word."""
 _ROCKETMQ = SerializeType.ROCKETMQ
 
 
 class FrameSplitter:
-    """Cuts a byte stream into frames; holds at most one unfinished frame."""
+    """Cuts a byte stream into commands; holds at most one unfinished frame."""
 
     __slots__ = ("_have", "_need", "_parts", "failure")
 
     def __init__(self) -> None:
         self.failure: ProtocolError | None = None
-        """What is wrong with the bytes after the frames that came last; the next `feed` raises it."""
+        """What is wrong with the bytes after the commands that came last; the next `feed` raises it."""
         self._parts: list[bytes] = []
         self._have = 0
         self._need = 0
@@ -39,11 +41,12 @@ class FrameSplitter:
         """Bytes kept of a frame that has not ended yet."""
         return self._have
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """All frames that `data` completes, each without its length word.
+    def feed(self, data: bytes) -> list[Command]:
+        """All commands that `data` completes.
 
-        Raises ProtocolError(fatal=True) for a length below 4 or over FRAME_SIZE_MAX_BYTES.  Whole frames before such a
-        length are returned first; then `failure` has the error, and nothing after it is kept.
+        Raises ProtocolError(fatal=True) for a length below 4 or over FRAME_SIZE_MAX_BYTES and for a header that cannot
+        be read.  Whole commands before it are returned first; then `failure` has the error, and nothing after it is
+        kept.  Apache closes the connection too: with no opaque known, no answer is possible.
         """
         if self.failure is not None:
             raise self.failure
@@ -54,52 +57,73 @@ class FrameSplitter:
                 return []
             data = b"".join(self._parts)
             self._parts = []
-        frames: list[bytes] = []
-        add = frames.append
-        unpack = _INT.unpack_from
-        position = 0
-        size = len(data)
-        while size - position >= 4:
-            (length,) = unpack(data, position)
-            if not FRAME_LENGTH_MIN_BYTES <= length <= FRAME_SIZE_MAX_BYTES:
-                self.failure = ProtocolError(
-                    f"frame length {length} is not within {FRAME_LENGTH_MIN_BYTES}..{FRAME_SIZE_MAX_BYTES}", fatal=True
-                )
-                if not frames:
-                    raise self.failure
-                position = size
-                break
-            end = position + 4 + length
-            if end > size:
-                break
-            add(data[position + 4 : end])
-            position = end
-        self._have = size - position
-        if self._have:
-            self._parts = [data[position:]] if position else [data]
-            self._need = 4 + unpack(data, position)[0] if self._have >= 4 else 4
-        return frames
+        commands: list[Command] = []
+        add = commands.append
+        unpack = _WORDS.unpack_from
+        position, size = 0, len(data)
+        try:
+            while size - position >= _HEADER_AT:
+                length, word = unpack(data, position)
+                if not FRAME_LENGTH_MIN_BYTES <= length <= FRAME_SIZE_MAX_BYTES:
+                    raise _bad_length(length)
+                end = position + 4 + length
+                if end > size:
+                    break
+                add(_decode(data, position + _HEADER_AT, word, end))
+                position = end
+            self._have = size - position
+            if self._have:
+                self._need = _needed(data, position)
+                self._parts = [data[position:]] if position else [data]
+        except ProtocolError as error:
+            self.failure = error
+            self._have = 0
+            if not commands:
+                raise
+        return commands
 
 
 def decode_frame(frame: bytes) -> Command:
-    """The command in a frame (without its length word); ProtocolError(fatal=True) when its header cannot be read.
-
-    Apache closes the connection on such a frame; with no opaque known, no answer is possible.
-    """
-    if len(frame) < FRAME_LENGTH_MIN_BYTES:
+    """The command in a whole frame, length word included; ProtocolError(fatal=True) when it cannot be read."""
+    if len(frame) < _HEADER_AT:
         raise ProtocolError(f"frame of {len(frame)} bytes has no header word", fatal=True)
-    (word,) = _INT.unpack_from(frame)
-    end = 4 + (word & 0xFFFFFF)
-    if end > len(frame):
-        raise ProtocolError(f"header length {end - 4} leads outside a frame of {len(frame)} bytes", fatal=True)
-    if end - 4 > HEADER_SIZE_MAX_BYTES:
-        raise ProtocolError(f"header of {end - 4} bytes; at most {HEADER_SIZE_MAX_BYTES}", fatal=True)
-    serialize_type = word >> 24 & 0xFF
-    if serialize_type == 0:
-        return decode_json_header(frame[4:end], frame[end:])
+    length, word = _WORDS.unpack_from(frame)
+    if length != len(frame) - 4:
+        raise ProtocolError(f"a frame of {len(frame)} bytes gives its length as {length}", fatal=True)
+    return _decode(frame, _HEADER_AT, word, len(frame))
+
+
+def _decode(data: bytes, at: int, word: int, end: int) -> Command:
+    """The command whose header begins at `at`, described by `word`, and whose body ends at `end`."""
+    header_end = at + (word & 0xFFFFFF)
+    if header_end > end:
+        raise ProtocolError(
+            f"header length {header_end - at} leads outside a frame of {end - at + 4} bytes", fatal=True
+        )
+    if header_end - at > HEADER_SIZE_MAX_BYTES:
+        raise ProtocolError(f"header of {header_end - at} bytes; at most {HEADER_SIZE_MAX_BYTES}", fatal=True)
+    serialize_type = word >> 24
     if serialize_type == 1:
-        return decode_binary_header(frame[4:end], frame[end:])
-    raise ProtocolError(f"unknown serialize type {serialize_type}; JSON is 0 and ROCKETMQ 1", fatal=True)
+        return decode_binary_header(data, data[header_end:end], at, header_end)
+    if serialize_type == 0:
+        return decode_json_header(data[at:header_end], data[header_end:end])
+    raise ProtocolError(f"unknown serialize type {serialize_type & 0xFF}; JSON is 0 and ROCKETMQ 1", fatal=True)
+
+
+def _needed(data: bytes, position: int) -> int:
+    """How many bytes the frame that begins at `position` has in all, as far as that can be told."""
+    if len(data) - position < 4:
+        return 4
+    (length,) = _INT.unpack_from(data, position)
+    if not FRAME_LENGTH_MIN_BYTES <= length <= FRAME_SIZE_MAX_BYTES:
+        raise _bad_length(length)
+    return 4 + int(length)
+
+
+def _bad_length(length: int) -> ProtocolError:
+    return ProtocolError(
+        f"frame length {length} is not within {FRAME_LENGTH_MIN_BYTES}..{FRAME_SIZE_MAX_BYTES}", fatal=True
+    )
 
 
 def encode_frame(command: Command) -> bytes:
