@@ -16,6 +16,7 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -34,6 +35,8 @@ _ITEM = struct.Struct(">iqii")
 _SLOT = struct.Struct(">i")
 _PAGE_SLOTS = 1024
 _INT_MAX = 2**31 - 1
+_SWAPS = sys.byteorder == "little"
+"""Whether the files' numbers have to be turned round for `array`."""
 _KEYS_A_SLICE = 1024
 _PAGES_A_SLICE = 16
 _ITEMS_A_BREATH = 64
@@ -145,7 +148,7 @@ class IndexFile:
                 for position in range(first, end, _SETTLE_BLOCK_BYTES):
                     block = self._read(min(_SETTLE_BLOCK_BYTES, self.items_at - position), position)
                     values = array("i", block)
-                    if sys.byteorder == "little":
+                    if _SWAPS:
                         values.byteswap()
                     if max(values) >= self.header.count:
                         for index, value in enumerate(values):
@@ -214,38 +217,34 @@ class IndexFile:
 
     async def _by_page(self, hashes: Sequence[int]) -> dict[int, list[int]]:
         """Which keys' slots each page of slots has, pages in the order of the file, keys in their own."""
-        pages: dict[int, list[int]] = {}
+        pages: dict[int, list[int]] = defaultdict(list)
         slot_count = self.slot_count
         for start in range(0, len(hashes), _KEYS_A_SLICE):
             for index, key_hash in enumerate(hashes[start : start + _KEYS_A_SLICE], start):
-                page = key_hash % slot_count // _PAGE_SLOTS
-                keys = pages.get(page)
-                if keys is None:
-                    pages[page] = [index]
-                else:
-                    keys.append(index)
+                pages[key_hash % slot_count // _PAGE_SLOTS].append(index)
             await trio.lowlevel.checkpoint()
         return {page: pages[page] for page in sorted(pages)}
 
     async def _previous(self, hashes: Sequence[int], pages: dict[int, list[int]]) -> tuple[array[int], int]:
-        """For each key the item that its item leads to (0: none), and how many slots had none."""
+        """For each key the item that its item leads to (0: none), and how many slots had none.
+
+        A slot may lead to an item of this very group that an earlier try wrote: at its first key here that is the same
+        key's or a later one's item, and nothing counts it.
+        """
         previous = array("i", bytes(4 * len(hashes)))
         used = 0
         count, slot_count = self.header.count, self.slot_count
         for number, (page, keys) in enumerate(pages.items(), start=1):
-            first = page * _PAGE_SLOTS
-            data = self._read_page(page)
-            newest: dict[int, int] = {}
+            slots = self._read_page(page)
             for index in keys:
-                slot = hashes[index] % slot_count - first
-                item = newest.get(slot)
-                if item is None:
-                    item = int(_SLOT.unpack_from(data, slot * SLOT_SIZE_BYTES)[0])
-                    if item >= count or item < 0:
-                        item = self._settled(item)
-                    used += not item
+                slot = hashes[index] % slot_count % _PAGE_SLOTS
+                item = slots[slot]
+                if item >= count + index or item < 0:
+                    item = self._settled(item)
+                if not item:
+                    used += 1
                 previous[index] = item
-                newest[slot] = count + index
+                slots[slot] = count + index
             if number % _PAGES_A_SLICE == 0:
                 await trio.lowlevel.checkpoint()
         return previous, used
@@ -282,14 +281,12 @@ class IndexFile:
     async def _write_slots(self, hashes: Sequence[int], pages: dict[int, list[int]]) -> None:
         count, slot_count = self.header.count, self.slot_count
         for number, (page, keys) in enumerate(pages.items(), start=1):
-            first = page * _PAGE_SLOTS
-            data = bytearray(self._read_page(page))
-            low, high = len(data), 0
+            slots = self._read_page(page)
             for index in keys:
-                at = (hashes[index] % slot_count - first) * SLOT_SIZE_BYTES
-                _SLOT.pack_into(data, at, count + index)
-                low, high = min(low, at), max(high, at + SLOT_SIZE_BYTES)
-            self._write(data[low:high], HEADER_SIZE_BYTES + first * SLOT_SIZE_BYTES + low)
+                slots[hashes[index] % slot_count % _PAGE_SLOTS] = count + index
+            if _SWAPS:
+                slots.byteswap()
+            self._write(memoryview(slots).cast("B"), HEADER_SIZE_BYTES + page * _PAGE_SLOTS * SLOT_SIZE_BYTES)
             if number % _PAGES_A_SLICE == 0:
                 await trio.lowlevel.checkpoint()
 
@@ -331,9 +328,14 @@ class IndexFile:
         item: tuple[int, int, int, int] = _ITEM.unpack(data)
         return item
 
-    def _read_page(self, page: int) -> bytes:
-        slots = min(_PAGE_SLOTS, self.slot_count - page * _PAGE_SLOTS)
-        return self._read(slots * SLOT_SIZE_BYTES, HEADER_SIZE_BYTES + page * _PAGE_SLOTS * SLOT_SIZE_BYTES)
+    def _read_page(self, page: int) -> array[int]:
+        """The slots of a page as numbers."""
+        count = min(_PAGE_SLOTS, self.slot_count - page * _PAGE_SLOTS)
+        at = HEADER_SIZE_BYTES + page * _PAGE_SLOTS * SLOT_SIZE_BYTES
+        slots = array("i", self._read(count * SLOT_SIZE_BYTES, at))
+        if _SWAPS:
+            slots.byteswap()
+        return slots
 
     def _read(self, size: int, offset: int) -> bytes:
         data = self._disk.pread(self._handles.get(self.path), size, offset)

@@ -155,11 +155,10 @@ def take_appended(stored: Iterable[tuple[NewMessage, AppendResult]], pending: Pe
         # Nearly all have their unique key at the start, no other, and differ from the one before in its tail only.
         if (
             isinstance(properties, str)
+            and properties.rfind(_UNIQUE_KEY_TEXT) == 0
             and (end := properties.find(_PROPERTY_END_TEXT)) >= _ONLY_KEY_END_MIN
-            and properties.startswith(_UNIQUE_KEY_TEXT)
-            and properties.isascii()
             and _KEYS_TEXT not in properties
-            and _UNIQUE_KEY_TEXT not in properties[end:]
+            and properties.isascii()
         ):
             tail_at = end - _TAIL_UNITS
             head = properties[_UNIQUE_KEY_AT:tail_at]

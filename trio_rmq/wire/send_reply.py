@@ -15,18 +15,14 @@ from trio_rmq.wire.ids import Host, encode_offset_id
 
 _HEADER_AT = 8
 """Where the header begins in a frame: after its length and its header word."""
-_FIELDS_AT = 21
-"""Where the fields begin in a binary header without a remark."""
+_OPAQUE_AT = 13
+"""Where the opaque stands in a frame with a binary header."""
 _OFFSET_DIGITS = 16
 """At the end of an offset id: the physical offset, in hexadecimal."""
 _JSON = SerializeType.JSON
 _ROCKETMQ = SerializeType.ROCKETMQ
-_ROCKETMQ_WORD = 1 << 24
 _pack_words = struct.Struct(">ii").pack
-_pack_head = struct.Struct(">iiii").pack
-_pack_size = struct.Struct(">i").pack
-_DIGITS_SIZES = [_pack_size(digits) for digits in range(20)]
-"""The size word before a number of so many digits."""
+_pack_int = struct.Struct(">i").pack
 
 
 class SendReplyEncoder:
@@ -36,22 +32,11 @@ class SendReplyEncoder:
     """
 
     def __init__(self, store_host: Host, ext: dict[str, str]) -> None:
-        sample_id, queue_id, queue_offset, opaque = "-message-id-", 1_234_567, 7_654_321, 1_122_334
-        header = SendMessageResponseHeader(msg_id=sample_id, queue_id=queue_id, queue_offset=queue_offset)
-        reply = Command(0, header=header, ext=ext, flag=FLAG_RESPONSE, opaque=opaque)
-        id_start = encode_offset_id(store_host, 0)[:-_OFFSET_DIGITS].encode()
-        message_id = id_start + b"%%0%dX" % _OFFSET_DIGITS
-        template = encode_frame(reply)[_HEADER_AT:].replace(b"%", b"%%")
-        for value, place in ((sample_id, message_id), (queue_id, b"%d"), (queue_offset, b"%d"), (opaque, b"%d")):
-            template = template.replace(str(value).encode(), place, 1)
-        self._json = template
-        reply.serialize_type = _ROCKETMQ
-        binary = encode_frame(reply)[_HEADER_AT:]
-        self._binary_start = binary[:5]
-        last_value = b"%d" % queue_offset
-        self._binary_end = binary[binary.index(last_value) + len(last_value) :]
-        id_size = _pack_size(len(id_start) + _OFFSET_DIGITS)
-        self._binary = b"\0\5msgId%b%b\0\7queueId%%b%%b\0\13queueOffset%%b%%b%%b" % (id_size, message_id)
+        self._first_id = encode_offset_id(store_host, 0)
+        self._ext = ext
+        self._json = self._json_template()
+        self._binary: dict[tuple[int, int], bytes] = {}
+        """Whole frames by the sizes of queue id and queue offset, on which their lengths depend."""
 
     def encode(
         self, serialize_type: SerializeType, opaque: int, physical_offset: int, queue_id: int, queue_offset: int
@@ -63,15 +48,41 @@ class SendReplyEncoder:
             return _pack_words(4 + size, size) + header
         if serialize_type is not _ROCKETMQ:
             return None
-        queue_id_bytes, queue_offset_bytes = b"%d" % queue_id, b"%d" % queue_offset
-        fields = self._binary % (
-            physical_offset,
-            _DIGITS_SIZES[len(queue_id_bytes)],
-            queue_id_bytes,
-            _DIGITS_SIZES[len(queue_offset_bytes)],
-            queue_offset_bytes,
-            self._binary_end,
+        queue_id_text, queue_offset_text = b"%d" % queue_id, b"%d" % queue_offset
+        sizes = len(queue_id_text), len(queue_offset_text)
+        template = self._binary.get(sizes) or self._binary_template(*sizes)
+        return template % (_pack_int(opaque), physical_offset, queue_id_text, queue_offset_text)
+
+    def _json_template(self) -> bytes:
+        """A header with places for physical offset, queue id, queue offset and opaque."""
+        queue_id, queue_offset, opaque = 1_234_567, 7_654_321, 1_122_334
+        template = self._frame(_JSON, queue_id, queue_offset, opaque)[_HEADER_AT:]
+        for value in (queue_id, queue_offset, opaque):
+            template = template.replace(b"%d" % value, b"%d", 1)
+        return template
+
+    def _binary_template(self, queue_id_size: int, queue_offset_size: int) -> bytes:
+        """A frame with places for the opaque's bytes, the physical offset and the digits of both numbers."""
+        queue_id, queue_offset = int("1" * queue_id_size), int("1" * queue_offset_size)
+        template = self._frame(_ROCKETMQ, queue_id, queue_offset, 0)
+        for name, value in ((b"queueId", queue_id), (b"queueOffset", queue_offset)):
+            before = name + _pack_int(len(str(value)))
+            template = template.replace(before + b"%d" % value, before + b"%b", 1)
+        after_opaque = _OPAQUE_AT + template.count(b"%%", 0, _OPAQUE_AT)
+        template = template[:after_opaque] + b"%b" + template[after_opaque + 4 :]
+        self._binary[queue_id_size, queue_offset_size] = template
+        return template
+
+    def _frame(self, serialize_type: SerializeType, queue_id: int, queue_offset: int, opaque: int) -> bytes:
+        """An answer's frame, as a %-template with a place for the physical offset."""
+        reply = Command(
+            0,
+            header=SendMessageResponseHeader(msg_id=self._first_id, queue_id=queue_id, queue_offset=queue_offset),
+            ext=self._ext,
+            flag=FLAG_RESPONSE,
+            opaque=opaque,
+            serialize_type=serialize_type,
         )
-        size = _FIELDS_AT + len(fields)
-        head = _pack_head(opaque, FLAG_RESPONSE, 0, len(fields))
-        return b"%b%b%b%b" % (_pack_words(4 + size, _ROCKETMQ_WORD | size), self._binary_start, head, fields)
+        first_id = self._first_id.encode()
+        place = first_id[:-_OFFSET_DIGITS] + b"%%0%dX" % _OFFSET_DIGITS
+        return encode_frame(reply).replace(b"%", b"%%").replace(first_id, place, 1)
