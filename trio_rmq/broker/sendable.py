@@ -39,15 +39,11 @@ class SendableTopics:
 
     def topic(self, session: Session, header: SendHeader) -> TopicConfig:
         """The topic that may be sent to, made on first use; RequestError says why not."""
-        name, queue_id = header.topic, header.queue_id
+        name = header.topic
         topic = self._topics.get(name)
         if topic is None or self._checked.get(name) is not topic:
             topic = self._checked[name] = self._checked_topic(session, header, topic)
-        if queue_id >= topic.write_queue_nums and queue_id >= topic.read_queue_nums:
-            raise RequestError(
-                ResponseCode.SYSTEM_ERROR,
-                f"request queueId[{queue_id}] is illegal, {describe(topic)} Producer: {session.peer}",
-            )
+        check_queue(session, header.queue_id, topic)
         return topic
 
     def _checked_topic(self, session: Session, header: SendHeader, topic: TopicConfig | None) -> TopicConfig:
@@ -81,6 +77,15 @@ class SendableTopics:
         if len(self._checked) > CHECKED_TOPICS_MAX:
             self._checked.clear()
         return topic
+
+
+def check_queue(session: Session, queue_id: int, topic: TopicConfig) -> None:
+    """RequestError when the topic has no such queue, neither to write to nor to read from."""
+    if queue_id >= topic.write_queue_nums and queue_id >= topic.read_queue_nums:
+        raise RequestError(
+            ResponseCode.SYSTEM_ERROR,
+            f"request queueId[{queue_id}] is illegal, {describe(topic)} Producer: {session.peer}",
+        )
 
 
 def any_queue_id(topic: TopicConfig) -> int:

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from trio_rmq.broker import names
 from trio_rmq.broker.deferring import Deferral, DeferredMessage, Deferring, Kind
 from trio_rmq.broker.groups import GroupTable, retries_most
-from trio_rmq.broker.sendable import SendableTopics, SendHeader, any_queue_id
+from trio_rmq.broker.sendable import SendableTopics, SendHeader, any_queue_id, check_queue
+from trio_rmq.broker.stored_properties import StoredProperties
 from trio_rmq.broker.topics import TopicTable
 from trio_rmq.config import BrokerConfig
 from trio_rmq.errors import ProtocolError, RequestError, StoreFailedError
@@ -43,6 +44,7 @@ from trio_rmq.wire.sysflag import (
     STORE_HOST_V6,
     TRANSACTION_MASK,
 )
+from trio_rmq.wire.topics import TopicConfig
 
 MULTI_TAG_FILTER = "MULTI_TAG"
 HOST_FLAGS = BORN_HOST_V6 | STORE_HOST_V6
@@ -52,10 +54,7 @@ Synced = tuple[Command, Reply]
 
 _SEND_MESSAGE = int(RequestCode.SEND_MESSAGE)
 _SEND_BATCH_MESSAGE = int(RequestCode.SEND_BATCH_MESSAGE)
-_PROPERTY_END = "\x02"
 _PUT_OK = AppendStatus.PUT_OK
-_WAIT_TRUE = "\x02WAIT\x01true"
-"""Apache's 4.9 strips WAIT from plain messages, and from no others."""
 
 _CODES = {
     AppendStatus.SERVICE_NOT_AVAILABLE: ResponseCode.SERVICE_NOT_AVAILABLE,
@@ -96,7 +95,7 @@ class SendHandlers:
         self._deferring = deferring
         self._make_transaction_topics = make_transaction_topics
         self._has_deferred = False
-        self._cluster_property = f"{prop.CLUSTER}{prop.NAME_VALUE_SEPARATOR}{config.broker_cluster_name}"
+        self._stored = StoredProperties(config.broker_cluster_name)
         self._topic = sendable.topic
 
     def register(self, table: HandlerTable) -> None:
@@ -119,16 +118,21 @@ class SendHandlers:
             SendMessageRequestHeader if code == _SEND_MESSAGE else SendMessageRequestHeaderV2
         )
         is_batch = code == _SEND_BATCH_MESSAGE
+        topic: TopicConfig | None = None
         for request in requests:
             try:
                 header = request.decode_header(header_type)
+                if topic is None or topic.topic_name != header.topic:
+                    topic = self._topic(session, header)  # no other task changes it during the run
+                elif header.queue_id >= topic.write_queue_nums:
+                    check_queue(session, header.queue_id, topic)
                 if is_batch or header.batch:
                     # A batch is stored as one piece, behind what came before it.
                     before, accepted, messages = (accepted, messages), [], []
                     end = max(end, self._append(*before, replies, synced))
-                    end = max(end, self._append_batch(session, request, header, replies, synced))
+                    end = max(end, self._append_batch(session, request, header, topic, replies, synced))
                 else:
-                    messages.append(self._message(session, request, header))
+                    messages.append(self._message(session, request, header, topic))
                     accepted.append(request)
             except RequestError as error:
                 if not request.is_oneway:
@@ -205,9 +209,15 @@ class SendHandlers:
         return _end_of(results)
 
     def _append_batch(
-        self, session: Session, request: Command, header: SendHeader, replies: list[Reply], synced: list[Synced]
+        self,
+        session: Session,
+        request: Command,
+        header: SendHeader,
+        topic: TopicConfig,
+        replies: list[Reply],
+        synced: list[Synced],
     ) -> int:
-        items = self._batch(session, request, header)
+        items = self._batch(session, request, header, topic)
         results = self._store.append_batch(items)
         if not request.is_oneway:
             answer = self._reply(request, items[0].queue_id, results)
@@ -243,9 +253,8 @@ class SendHandlers:
 
     # -- checks -------------------------------------------------------------------------------------------------
 
-    def _message(self, session: Session, request: Command, header: SendHeader) -> NewMessage:
+    def _message(self, session: Session, request: Command, header: SendHeader, topic: TopicConfig) -> NewMessage:
         """The checked message of one plain send."""
-        topic = self._topic(session, header)
         body = request.body
         if len(body) > self._body_size_max:
             raise RequestError(
@@ -263,21 +272,16 @@ class SendHandlers:
             name, queue_id = self._retry_queue(request, header, queue_id)
             if name != topic.topic_name and "DELAY\x01" in text:  # dead
                 text = prop.with_property(text, prop.DELAY, "0")
-        wait = True
         deferral = None
-        if "DELAY\x01" in text or "TIMER_DE" in text or "TRAN_MSG\x01" in text:
-            deferral = self._deferring.of_send(text, reconsume_times)
-        at = -1 if deferral else text.find(_WAIT_TRUE)  # a deferred message keeps it, as in 4.9
-        if at >= 0:  # as clients write it
-            after = at + len(_WAIT_TRUE)
-            if text[after : after + 1] in ("", "\x02"):
-                text = text[:at] + text[after:]
-        if "WAIT\x01" in text:
-            wait = prop.flag_property(text, prop.WAIT, True)
-            if not deferral:
-                text = prop.remove_property(text, prop.WAIT)
-        text = self._with_cluster(text)
-        code = tags_code(prop.property_of(text, prop.TAGS)) if "TAGS\x01" in text else 0
+        stored = self._stored.known(text)
+        if stored is None:
+            if "DELAY\x01" in text or "TIMER_DE" in text or "TRAN_MSG\x01" in text:
+                deferral = self._deferring.of_send(text, reconsume_times)
+                stored = self._stored.plain(text) if deferral is None else self._stored.deferred(text)
+            else:
+                stored = self._stored.plain(text)
+                self._stored.remember(text, stored)
+        text, code, waits = stored
         if len(text) > PROPERTIES_SIZE_MAX_BYTES // 3 and len(text.encode()) > PROPERTIES_SIZE_MAX_BYTES:
             raise properties_too_large(len(text.encode()))
         message = NewMessage(
@@ -292,7 +296,7 @@ class SendHandlers:
             reconsume_times,
             0,
             code,
-            wait,
+            waits,
         )
         return message if deferral is None else self._deferred(deferral, message)
 
@@ -303,14 +307,6 @@ class SendHandlers:
             self._make_transaction_topics()
             message.sys_flag &= ~TRANSACTION_MASK
         return self._deferring.deferred(deferral, message)
-
-    def _with_cluster(self, text: str) -> str:
-        """`text` with the CLUSTER property, in the place of one that it may have."""
-        if not text:
-            return self._cluster_property
-        if "CLUSTER\x01" in text:
-            return prop.with_property(text, prop.CLUSTER, self._config.broker_cluster_name)
-        return f"{text}{'' if text[-1] == _PROPERTY_END else _PROPERTY_END}{self._cluster_property}"
 
     def _retry_queue(self, request: Command, header: SendHeader, queue_id: int) -> tuple[str, int]:
         """Where a message goes that a consumer sends to its retry topic: there, or to the dead letters."""
@@ -325,9 +321,8 @@ class SendHandlers:
             return header.topic, queue_id
         return self._topics.dead_letter_queue(group_name)
 
-    def _batch(self, session: Session, request: Command, header: SendHeader) -> list[NewMessage]:
+    def _batch(self, session: Session, request: Command, header: SendHeader, topic: TopicConfig) -> list[NewMessage]:
         """The checked messages of a batch."""
-        topic = self._topic(session, header)
         name = topic.topic_name
         if name.startswith(names.RETRY_PREFIX):
             raise RequestError(ResponseCode.MESSAGE_ILLEGAL, "batch request does not support retry group; send singly")
@@ -346,7 +341,7 @@ class SendHandlers:
         sys_flag = header.sys_flag & ~HOST_FLAGS
         if sys_flag & TRANSACTION_MASK:
             raise RequestError(ResponseCode.MESSAGE_ILLEGAL, "batch messages cannot be transactional; send singly")
-        shared_bytes = self._with_cluster(shared).encode()
+        shared_bytes = self._stored.with_cluster(shared).encode()
         messages = []
         for item in items:
             text = prop.join_properties(item.properties, shared_bytes)
