@@ -1,4 +1,4 @@
-"""`scripts/bench send`, `pull`, `producer`, `consumer`, `later`, `delay`, `store`, `all`: options, runs, tables."""
+"""`scripts/bench send`, `pull`, `producer`, `consumer`, `later`, `delay`, `store`, `versus`, `all`: runs, tables."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from benchmark.report import Goal, Report, Row
 from benchmark.runs import Plan, median_run, run, send_units, warm_topic
 from benchmark.servers import our_server
 from benchmark.store import PARTS, run_store
+from benchmark.versus.command import add_versus_options, run_versus
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -30,6 +31,8 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         if options.command == "all":
             _run_all(report, options.seconds)
+        elif options.command == "versus":
+            run_versus(report, options)
         elif options.command == "producer":
             run_producers(report, seconds=options.seconds, tasks=options.tasks, rounds=options.rounds)
         elif options.command == "later":
@@ -73,9 +76,13 @@ def _parser() -> argparse.ArgumentParser:
         ("delay", "messages with a delay level: a burst, lateness"),
         ("all", "the figures to reach"),
         ("store", "the store by itself: appends, syncs, depth and width, restarts"),
+        ("versus", "Apache 4.9.7 and this clone in turn under Apache's Java client, and the ratios to reach"),
     ):
         command = commands.add_parser(name, help=about)
         command.add_argument("--json", metavar="FILE", help="write the figures there as JSON; - prints them")
+        if name == "versus":
+            add_versus_options(command)
+            continue
         command.add_argument("--seconds", type=float, default=3.0, help="measured time of a run (default 3)")
         if name == "store":
             command.add_argument(

@@ -40,7 +40,7 @@ def run_consumers(report: Report, *, seconds: float, messages: int = 200_000, ro
     for _ in range(rounds):
         ready_made = measured(run(frames))
         for backend in BACKENDS:
-            drained = measured(_drain(backend, 1024, messages))
+            drained = measured(drain(backend, 1024, messages))
             ratios.setdefault(f"{drained.name}: messages/s, of ready-made pulls", []).append(
                 drained.messages_per_second / ready_made.messages_per_second
             )
@@ -55,7 +55,7 @@ def run_consumers(report: Report, *, seconds: float, messages: int = 200_000, ro
         report.goals.append(Goal(name, statistics.median(values), *goal))
 
 
-def _drain(backend: str, size: int, messages: int) -> Row:
+def drain(backend: str, size: int, messages: int) -> Row:
     """A backlog in four queues, from subscribing to the last call of an empty listener."""
     with our_server() as server:
         _fill(server, size, messages)

@@ -15,6 +15,7 @@ import time
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from benchmark.frames import Units
 from trio_rmq.wire.cbor_codec import decode_commands
@@ -242,3 +243,19 @@ def process_resident_mb(process_id: int) -> float:
     """Resident memory of a process now, in MB of 1,000,000 bytes."""
     with open(f"/proc/{process_id}/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def process_anonymous_mb(process_id: int) -> float:
+    """Resident memory of a process that is no file's, in MB of 1,000,000 bytes."""
+    with open(f"/proc/{process_id}/status") as file:
+        for line in file:
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    raise BenchmarkError(f"/proc/{process_id}/status has no RssAnon: Linux 4.5 or newer is needed")
+
+
+def child_processes(process_id: int) -> list[int]:
+    """The processes that it started and that still run."""
+    return [
+        int(word) for path in Path(f"/proc/{process_id}/task").glob("*/children") for word in path.read_text().split()
+    ]

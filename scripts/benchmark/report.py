@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import statistics
 import sys
 from array import array
 from collections.abc import Sequence
@@ -46,12 +47,44 @@ class Goal:
 
 
 @dataclass
+class Comparison:
+    """One load on several contenders: per contender the figures of each run, in the order of the runs.
+
+    Figures ending in `_us` are microseconds, in `_mb` MB of 1,000,000 bytes; `cpu_us_per_message` is the server's CPU.
+    """
+
+    key: str
+    title: str
+    runs: dict[str, list[dict[str, float]]]
+
+    def median(self, contender: str, figure: str) -> float | None:
+        """The median of a figure over a contender's runs; None when a run lacks it."""
+        values = [run[figure] for run in self.runs[contender] if figure in run]
+        return statistics.median(values) if values and len(values) == len(self.runs[contender]) else None
+
+    def ratio(self, figure: str) -> float | None:
+        """Of two contenders, the first one's median over the second's; None without two such, or over 0."""
+        if len(self.runs) != 2:
+            return None
+        first, second = (self.median(contender, figure) for contender in self.runs)
+        return first / second if first is not None and second else None
+
+    def as_dict(self) -> dict[str, object]:
+        """With medians and ratios, for JSON."""
+        figures = sorted({figure for runs in self.runs.values() for run in runs for figure in run})
+        medians = {contender: {figure: self.median(contender, figure) for figure in figures} for contender in self.runs}
+        ratios = {figure: self.ratio(figure) for figure in figures} if len(self.runs) == 2 else {}
+        return {"key": self.key, "title": self.title, "medians": medians, "ratios": ratios, "runs": self.runs}
+
+
+@dataclass
 class Report:
-    """All rows and goals of one call."""
+    """All rows, comparisons and goals of one call."""
 
     machine: str = field(default_factory=lambda: f"{platform.machine()}, Python {platform.python_version()}")
     rows: list[Row] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
 
     def print(self) -> None:
         """The tables, to stdout."""
@@ -63,6 +96,8 @@ class Report:
             for row in self.rows:
                 table.add_row(row.name, *_numbers(row))
             console.print(table)
+        if self.comparisons:
+            console.print(comparison_table(self.comparisons, self.machine))
         if self.goals:
             goals = Table("must reach", "reached", "wanted", "")
             for goal in self.goals:
@@ -74,7 +109,10 @@ class Report:
         """Everything as one JSON object."""
         goals = [{**asdict(goal), "met": goal.met} for goal in self.goals]
         rows = [asdict(row) for row in self.rows]
-        return json.dumps({"machine": self.machine, "rows": rows, "goals": goals}, indent=2) + "\n"
+        told: dict[str, object] = {"machine": self.machine, "rows": rows, "goals": goals}
+        if self.comparisons:
+            told["comparisons"] = [comparison.as_dict() for comparison in self.comparisons]
+        return json.dumps(told, indent=2) + "\n"
 
 
 _NUMBER_TITLES = (
@@ -106,6 +144,43 @@ def _numbers(row: Row) -> list[str]:
         ratio,
         "" if row.client_cpu_us_per_message is None else f"{row.client_cpu_us_per_message:.1f}",
     ]
+
+
+COMPARED = (
+    ("messages_per_second", "messages/s", "{:,.0f}"),
+    ("p50_us", "p50 us", "{:,.0f}"),
+    ("p99_us", "p99 us", "{:,.0f}"),
+    ("p999_us", "p99.9 us", "{:,.0f}"),
+    ("cpu_us_per_message", "CPU ms / 1,000", "{:.2f}"),
+    ("resident_mb", "RSS MB", "{:,.1f}"),
+    ("anonymous_mb", "of it no file's", "{:,.1f}"),
+    ("ready_seconds", "ready s", "{:.2f}"),
+)
+"""(figure, its title, how it is written) of a table of comparisons."""
+
+
+def compared_cells(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    """Per contender, and then for the ratio of two, the cells of a row as in COMPARED; "" for no figure."""
+    lines = []
+    for contender in comparison.runs:
+        medians = [(comparison.median(contender, figure), form) for figure, _, form in COMPARED]
+        lines.append((contender, ["" if value is None else form.format(value) for value, form in medians]))
+    if len(comparison.runs) == 2:
+        ratios = [comparison.ratio(figure) for figure, _, _ in COMPARED]
+        lines.append(("ratio", ["" if value is None else f"{value:.3f}" for value in ratios]))
+    return lines
+
+
+def comparison_table(comparisons: Sequence[Comparison], machine: str) -> Table:
+    """The medians of each contender and their ratios."""
+    table = Table("load", "server", *(title for _, title, _ in COMPARED), title=machine)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for comparison in comparisons:
+        cells_of = compared_cells(comparison)
+        for number, (name, cells) in enumerate(cells_of):
+            table.add_row("" if number else comparison.title, name, *cells, end_section=number == len(cells_of) - 1)
+    return table
 
 
 def percentile(values: Sequence[float] | array[float], share: float) -> float:

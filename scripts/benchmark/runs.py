@@ -67,19 +67,19 @@ def run(plan: Plan) -> Row:
     """One plan on a fresh server, with its floor."""
     with our_server(*plan.settings) as server:
         if plan.queues != QUEUES:
-            trio.run(_create_topics, server.address, plan.queues)
+            trio.run(create_topics, server.address, plan.queues)
         if plan.kind == "pull":
-            count = _fill(server, plan)
-            units = _pull_units(plan, count)
+            count = fill_queue(server, plan)
+            units = pull_units(plan, count)
         else:
             units = send_units(plan)
         answer = warm_topic(server, plan, units)
-        loaded, cpu = _load(server, plan, units)
+        loaded, cpu = load_server(server, plan, units)
         resident_mb = server.resident_mb()
     floor_us = None
     if plan.floor:
         with floor_server(answer) as floor:
-            floor_loaded, floor_cpu = _load(floor, plan, units)
+            floor_loaded, floor_cpu = load_server(floor, plan, units)
         floor_us = floor_cpu / floor_loaded.messages * 1e6
     return _row(plan, units, loaded, cpu, resident_mb, floor_us)
 
@@ -101,7 +101,8 @@ def _row(plan: Plan, units: Units, loaded: Loaded, cpu: float, resident_mb: floa
     )
 
 
-def _load(server: MeasuredServer, plan: Plan, units: Units) -> tuple[Loaded, float]:
+def load_server(server: MeasuredServer, plan: Plan, units: Units) -> tuple[Loaded, float]:
+    """Run the plan's load against a running server: what it moved, and the CPU seconds the server took."""
     total = None if plan.messages is None else max(1, plan.messages // (units.answers * units.messages))
     return run_load(
         server.address,
@@ -116,6 +117,7 @@ def _load(server: MeasuredServer, plan: Plan, units: Units) -> tuple[Loaded, flo
 
 
 def send_units(plan: Plan) -> Units:
+    """Sends to the plan's queues in turn."""
     count = max(64, min(20_000, UNITS_DISTINCT_BYTES // (plan.size * plan.batch + 400)) // plan.per_message)
     if plan.queues != QUEUES:
         count = plan.queues  # each is sent to in turn
@@ -130,7 +132,8 @@ def send_units(plan: Plan) -> Units:
     )
 
 
-def _pull_units(plan: Plan, messages: int) -> Units:
+def pull_units(plan: Plan, messages: int) -> Units:
+    """Pulls of queue 0, which holds so many messages, from its first to its last and again."""
     pulls = messages // PULL_COUNT
 
     def command_of(number: int) -> Command:
@@ -145,7 +148,7 @@ def _pull_units(plan: Plan, messages: int) -> Units:
     )
 
 
-def _fill(server: MeasuredServer, plan: Plan) -> int:
+def fill_queue(server: MeasuredServer, plan: Plan) -> int:
     """Put messages for the pulls into queue 0; returns how many."""
     count = max(PULL_COUNT * 64, min(64_000, UNITS_DISTINCT_BYTES * 2 // (plan.size + 200))) // PULL_COUNT * PULL_COUNT
     units = encode_units(
@@ -185,7 +188,8 @@ def median_run(plan: Plan, rounds: int = 3) -> Row:
     return rows[rounds // 2]
 
 
-async def _create_topics(address: str, queues: int) -> None:
+async def create_topics(address: str, queues: int) -> None:
+    """Topics with so many queues in all, as `send_units` sends to them."""
     async with RemotingClient() as client:
         for number in range(-(-queues // TOPIC_QUEUES_MAX)):
             header = CreateTopicRequestHeader(

@@ -1,4 +1,4 @@
-"""The processes that are measured: our standalone server, and the floor."""
+"""The processes that are measured: our standalone server, and the floor (Apache's are in `versus/apache.py`)."""
 
 from __future__ import annotations
 
@@ -10,32 +10,52 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmark.load import BenchmarkError, process_cpu_seconds, process_resident_mb
+from benchmark.load import (
+    BenchmarkError,
+    child_processes,
+    process_anonymous_mb,
+    process_cpu_seconds,
+    process_resident_mb,
+)
 
 START_SECONDS = 20.0
 
 
 @dataclass
 class MeasuredServer:
-    """A running process, the address of what it serves, and the moment it was started (perf_counter)."""
+    """A running process, the address of what it serves, and the moment it was started (perf_counter).
+
+    `others` are processes that belong to it; children of any count as well.
+    """
 
     process: subprocess.Popen[str]
     address: str
     started: float
     name_server: str = ""
+    others: tuple[subprocess.Popen[str], ...] = ()
+
+    def _process_ids(self) -> list[int]:
+        found = [process.pid for process in (self.process, *self.others)]
+        for process_id in found:  # grows meanwhile
+            found += child_processes(process_id)
+        return found
 
     def cpu_seconds(self) -> float:
         """CPU time since its start."""
-        return process_cpu_seconds(self.process.pid)
+        return sum(process_cpu_seconds(process_id) for process_id in self._process_ids())
 
     def resident_mb(self) -> float:
         """Resident memory now."""
-        return process_resident_mb(self.process.pid)
+        return sum(process_resident_mb(process_id) for process_id in self._process_ids())
+
+    def anonymous_mb(self) -> float:
+        """Resident memory now that is no file's: neither code nor a log file mapped into memory."""
+        return sum(process_anonymous_mb(process_id) for process_id in self._process_ids())
 
 
 def free_port_pair() -> tuple[int, int]:
@@ -45,8 +65,8 @@ def free_port_pair() -> tuple[int, int]:
 
 
 @contextmanager
-def our_server(*overrides: str, folder: str | None = None) -> Iterator[MeasuredServer]:
-    """A standalone server on a fresh store, ready; `address` is the broker's."""
+def our_server(*overrides: str, folder: str | None = None, options: Sequence[str] = ()) -> Iterator[MeasuredServer]:
+    """A standalone server on a fresh store, ready; `address` is the broker's (the first one's, with several)."""
     scratch = Path(tempfile.mkdtemp(prefix="trio-rmq-bench-", dir=folder))
     port, namesrv_port = free_port_pair()
     ready_path = scratch / "ready"
@@ -59,7 +79,7 @@ def our_server(*overrides: str, folder: str | None = None) -> Iterator[MeasuredS
         process = subprocess.Popen(
             [
                 str(Path(sys.executable).parent / "trio-rmq"), "standalone", "--store", str(scratch / "store"),
-                "--port", str(port), "--namesrv-port", str(namesrv_port), "fastPortEnable=false", *overrides,
+                "--port", str(port), "--namesrv-port", str(namesrv_port), *options, "fastPortEnable=false", *overrides,
             ],
             stdout=log, stderr=subprocess.STDOUT, text=True, env=environment,
         )  # fmt: skip
@@ -71,7 +91,7 @@ def our_server(*overrides: str, folder: str | None = None) -> Iterator[MeasuredS
                 raise BenchmarkError(f"the server was not ready: {(scratch / 'log').read_text()[-2000:]}") from None
             yield MeasuredServer(process, f"127.0.0.1:{port}", started, f"127.0.0.1:{namesrv_port}")
         finally:
-            _stop(process)
+            stop_process(process)
             shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -89,11 +109,12 @@ def floor_server(answer: bytes) -> Iterator[MeasuredServer]:
         try:
             yield MeasuredServer(process, process.stdout.readline().strip(), started)
         finally:
-            _stop(process)
+            stop_process(process)
             process.stdout.close()
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
+def stop_process(process: subprocess.Popen[str]) -> None:
+    """SIGTERM, and SIGKILL for what still runs 20 s later."""
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(20)
