@@ -291,6 +291,7 @@ RULES = [
             "trio_rmq/cli/host.py": "ctypes: one call of the C library, which sets how much freed memory it keeps",
             "trio_rmq/testing/chaos/cluster.py": "starts the servers under test, by command lines made here",
             "trio_rmq/testing/chaos/small_disk.py": "ctypes: mount and umount, which Python does not offer",
+            "trio_rmq/cli/supervisor.py": "runs this same command once a broker, with words it made itself",
         },
     ),
     Rule(
@@ -328,6 +329,7 @@ RULES = [
             "trio_rmq/client/orderly_consuming.py": "between renewals of the queues' locks",
             "trio_rmq/client/concurrent_consuming.py": "until the first running listener call can be overdue",
             "trio_rmq/client/queue_reader.py": "a growing pause before a failed server is asked again",
+            "trio_rmq/cli/supervisor.py": "a growing pause before a broker that died is started again",
             "trio_rmq/client/queue_writer.py": "a growing pause before a failed server is asked again",
             "trio_rmq/testing/faulty_disk.py": "the simulated latency of a sync",
             "trio_rmq/testing/crash_points.py": "lets the background services have their turn, on virtual time",

@@ -57,6 +57,14 @@ class StoreFailedError(StoreError):
     """A write or a sync failed; the log takes no more writes until the process is restarted and recovers from disk."""
 
 
+class BrokerEndedError(RocketMQError):
+    """A broker process ended that its supervisor must not start again; `status` is the exit status to pass on."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class RemotingError(RocketMQError):
     """A request could not be exchanged with a peer; `address` names it."""
 

@@ -30,6 +30,12 @@ class StandaloneReady:
     store: MessageStore
 
 
+def reachable_here(address: str) -> str:
+    """Where this machine's own programs reach what listens on `address`: loopback for a wildcard."""
+    host, _, port = address.rpartition(":")
+    return f"{LOOPBACK if host.strip('[]') in WILDCARDS else host}:{port}"
+
+
 async def serve_standalone(
     namesrv: NamesrvConfig,
     broker: BrokerConfig,
@@ -54,8 +60,7 @@ async def serve_standalone(
     name_server: NameServerReady
     with lone_errors():
         async with serving_while(serve_names) as name_server:
-            host, _, port = name_server.address.rpartition(":")
-            own_address = f"{LOOPBACK if host.strip('[]') in WILDCARDS else host}:{port}"
+            own_address = reachable_here(name_server.address)
             others = [address for address in broker.name_servers() if address != own_address]
             broker = msgspec.structs.replace(broker, namesrv_addr=";".join([own_address, *others]))
 

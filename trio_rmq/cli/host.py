@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+import trio
+
 KEPT_MEMORY_BYTES = 64 * 1024 * 1024
 """Most free memory at the heap's end that is kept."""
 MAPPED_ALLOCATION_BYTES = 32 * 1024 * 1024
@@ -72,6 +74,13 @@ def notify_systemd(state: str) -> None:
             notify.sendto(state.encode(), address)
     except OSError:
         return
+
+
+async def input_ended() -> None:
+    """Return when standard input, a pipe, is at its end: whoever held its other end is gone."""
+    async with trio.lowlevel.FdStream(os.dup(0)) as stream:
+        while await stream.receive_some():
+            pass
 
 
 def keep_freed_memory() -> None:

@@ -2,6 +2,7 @@
 
 Exit status: 0 stopped by SIGINT or SIGTERM, in order; 1 a defect, with its traceback; 2 a configuration that cannot be
 used; 3 an address that cannot be listened on; 4 a store that cannot be opened or failed; 128 + n a second signal n.
+With `--brokers N` the status of a broker that ended all (`supervisor.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import trio
@@ -20,6 +22,7 @@ from trio_rmq.cli.host import (
     default_name_servers,
     exit_now,
     host_name,
+    input_ended,
     keep_freed_memory,
     notify_systemd,
     own_command,
@@ -27,8 +30,14 @@ from trio_rmq.cli.host import (
 )
 from trio_rmq.cli.logs import LEVELS, set_up_logging
 from trio_rmq.cli.recovery_progress import RecoveryProgress
-from trio_rmq.config import load_broker_settings, load_namesrv_settings, load_standalone_settings
-from trio_rmq.errors import ConfigError, ListenError, RocketMQError, StoreError
+from trio_rmq.config import (
+    BrokerSettings,
+    NamesrvConfig,
+    load_broker_settings,
+    load_namesrv_settings,
+    load_standalone_settings,
+)
+from trio_rmq.errors import BrokerEndedError, ConfigError, ListenError, RocketMQError, StoreError
 from trio_rmq.store.disk import Disk
 
 logger = logging.getLogger("trio_rmq")
@@ -57,10 +66,11 @@ def run_server(command: str, words: Sequence[str], *, disk: Disk | None = None) 
     """
     try:
         options = _parser(command).parse_intermixed_args(words)
-        set_up_logging(options.log_level, options.log_file)
+        supervised = getattr(options, "supervised", "")
+        set_up_logging(options.log_level, options.log_file, supervised)
         keep_freed_memory()
         serve, announce = {"namesrv": _namesrv, "broker": _broker, "standalone": _standalone}[command](options, disk)
-        trio.run(_run_until_signal, serve, announce)
+        trio.run(_run_until_signal, serve, announce, bool(supervised))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BaseExceptionGroup as group:
@@ -85,10 +95,18 @@ def _parser(command: str) -> argparse.ArgumentParser:
             "-n", "--namesrv", metavar="ADDRS", default="",
             help="name servers, host:port separated by ';' (default: the file's namesrvAddr, else $NAMESRV_ADDR)",
         )  # fmt: skip
+        parser.add_argument(
+            "--supervised", metavar="NAME", default="",
+            help="for who runs several: end in order when standard input ends, and put NAME into each log line",
+        )  # fmt: skip
     if command == "standalone":
         parser.add_argument("--store", metavar="DIR", help="folder that keeps everything (default: ./store)")
         parser.add_argument("--port", type=int, metavar="N", help="port of the broker (default: 10911)")
         parser.add_argument("--namesrv-port", type=int, metavar="N", help="port of the name server (default: 9876)")
+        parser.add_argument(
+            "--brokers", type=int, metavar="N", default=1,
+            help="so many broker processes, for as many cores: broker-a, broker-b, ... on ports ten apart (default: 1)",
+        )  # fmt: skip
     parser.add_argument("--log-level", default="INFO", metavar="LEVEL", help=f"{', '.join(LEVELS)} (default: INFO)")
     parser.add_argument("--log-file", metavar="FILE", help="write the log there, not to stderr")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that win over the file's")
@@ -137,20 +155,12 @@ def _broker(options: argparse.Namespace, disk: Disk | None) -> tuple[Serve, Anno
 
 
 def _standalone(options: argparse.Namespace, disk: Disk | None) -> tuple[Serve, Announce]:
+    namesrv, settings = _standalone_settings(options)
+    if options.brokers != 1:
+        return _several(options, namesrv, settings)
     from trio_rmq.standalone import serve_standalone
 
-    overrides = list(options.overrides)
-    chosen = {}
-    if options.store is not None:
-        chosen = {"storePathRootDir": options.store, "kvConfigPath": f"{options.store}/namesrv/kvConfig.json"}
-    if options.port is not None:
-        chosen["listenPort"] = str(options.port)
-    overrides = [f"{key}={value}" for key, value in chosen.items()] + overrides
-    namesrv, settings = load_standalone_settings(options.config, overrides)
-    if options.namesrv_port is not None:
-        if not 0 <= options.namesrv_port <= 65535:
-            raise ConfigError(f"--namesrv-port {options.namesrv_port}: the value must be from 0 to 65535")
-        namesrv.listen_port = options.namesrv_port
+    _check_single(settings.store.store_path_root_dir)
 
     async def serve(*, task_status: trio.TaskStatus[Any]) -> None:
         with RecoveryProgress() as progress:
@@ -173,6 +183,56 @@ def _standalone(options: argparse.Namespace, disk: Disk | None) -> tuple[Serve, 
     return serve, announce
 
 
+def _standalone_settings(options: argparse.Namespace) -> tuple[NamesrvConfig, BrokerSettings]:
+    chosen = {}
+    if options.store is not None:
+        chosen = {"storePathRootDir": options.store, "kvConfigPath": f"{options.store}/namesrv/kvConfig.json"}
+    if options.port is not None:
+        chosen["listenPort"] = str(options.port)
+    overrides = [f"{key}={value}" for key, value in chosen.items()] + list(options.overrides)
+    namesrv, settings = load_standalone_settings(options.config, overrides)
+    if options.namesrv_port is not None:
+        if not 0 <= options.namesrv_port <= 65535:
+            raise ConfigError(f"--namesrv-port {options.namesrv_port}: the value must be from 0 to 65535")
+        namesrv.listen_port = options.namesrv_port
+    return namesrv, settings
+
+
+def _check_single(root: str) -> None:
+    """ConfigError when the folder was kept by several brokers, whose messages a single one would not find."""
+    if next(Path(root).glob("*-a/commitlog"), None) is not None:
+        raise ConfigError(f"{root} holds the stores of several brokers: start with --brokers N, or take another folder")
+
+
+def _several(options: argparse.Namespace, namesrv: NamesrvConfig, settings: BrokerSettings) -> tuple[Serve, Announce]:
+    from trio_rmq.cli.supervisor import broker_places, serve_brokers
+
+    places = broker_places(options.brokers, settings)
+    remoting, broker = settings.remoting, settings.broker
+
+    def words(name_server: str) -> list[str]:
+        """Of `trio-rmq broker`, for each: the same file and overrides, and what a standalone's defaults are."""
+        given = ["--config", options.config] if options.config else []
+        given += ["--log-level", options.log_level, *(["--log-file", options.log_file] if options.log_file else [])]
+        names = ";".join([name_server, *(name for name in broker.name_servers() if name != name_server)])
+        addresses = [f"bindAddress={remoting.bind_address}"]
+        addresses += [f"brokerIP1={broker.broker_ip1}"] if broker.broker_ip1 else []
+        return [*given, *options.overrides, *addresses, f"namesrvAddr={names}"]
+
+    async def serve(*, task_status: trio.TaskStatus[Any]) -> None:
+        await serve_brokers(namesrv, remoting, places, words, task_status=task_status)
+
+    def announce(ready: Any) -> Iterable[str]:
+        host = broker.broker_ip1 or remoting.bind_address
+        yield f"name server  {ready.namesrv_address}"
+        for place in places:
+            process = ready.process_ids[place.name]
+            yield f"{place.name:<12} {host}:{place.port}  (TCP and ws://; process {process}, store {place.store})"
+        yield "try next     " + next_command(ready.namesrv_address)
+
+    return serve, announce
+
+
 def next_command(namesrv_address: str) -> str:
     """A command that works as it stands in another terminal, against the name server just started."""
     host, _, port = namesrv_address.rpartition(":")
@@ -183,21 +243,33 @@ def next_command(namesrv_address: str) -> str:
     return f"{command} send{server} Greetings hello && {command} receive{server} Greetings --until-end"
 
 
-async def _run_until_signal(serve: Serve, announce: Announce) -> None:
-    """Serve; the first SIGINT or SIGTERM cancels the server, which ends in order; a second ends the process."""
+async def _run_until_signal(serve: Serve, announce: Announce, supervised: bool) -> None:
+    """Serve; the first SIGINT or SIGTERM cancels the server, which ends in order; a second ends the process.
+
+    `supervised`: the end of standard input counts as a SIGTERM, since nobody else is left to send one.
+    """
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as watching:
             serving = trio.CancelScope()
 
+            def stop(number: int, why: str) -> None:
+                if serving.cancel_called:
+                    exit_now(128 + number)
+                logger.info("stopping on %s", why)
+                notify_systemd("STOPPING=1")
+                serving.cancel()
+
             async def watch() -> None:
                 async for number in signals:
-                    if serving.cancel_called:
-                        exit_now(128 + number)
-                    logger.info("stopping on %s", signal.Signals(number).name)
-                    notify_systemd("STOPPING=1")
-                    serving.cancel()
+                    stop(number, signal.Signals(number).name)
+
+            async def watch_input() -> None:
+                await input_ended()
+                stop(signal.SIGTERM, "the end of its supervisor")
 
             watching.start_soon(watch)
+            if supervised:
+                watching.start_soon(watch_input)
             with serving:
                 async with trio.open_nursery() as nursery:
                     ready = await nursery.start(serve)
@@ -240,6 +312,8 @@ def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def _say(error: BaseException, command: str) -> int:
     print(f"trio-rmq {command}: {error}", file=sys.stderr)
+    if isinstance(error, BrokerEndedError):
+        return error.status
     if isinstance(error, ConfigError):
         return 2
     if isinstance(error, ListenError):
