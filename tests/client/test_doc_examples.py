@@ -1,4 +1,4 @@
-"""The programs that the consumers' pages in docs/ name do what the pages say."""
+"""The programs that pages in docs/ name do what the pages say."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ PAGES = {
     "consumers-push.md": r"push(_.*)?\.py",
     "blocking.md": r"blocking_.*",
     "requests.md": r"request.*",
+    "admin.md": r"admin.*",
 }
 """Each page and the programs it names."""
 
@@ -93,6 +94,16 @@ async def test_asking_and_answering(name_server: str, broker: str, topic: str) -
             lines = await anyio.to_thread.run_sync(run, "request.py", name_server, topic, "one", "two", "three")
             assert sorted(lines) == ["one: ONE", "three: THREE", "two: TWO"]
             assert await answering.wait() == 0
+
+
+def test_admin_calls(name_server: str, topic: str) -> None:
+    found, keys, *counts = run("admin.py", name_server, topic)
+    assert found == str([f"order {number}" for number in range(3)])
+    assert keys == "['orders', 'order-2']"
+    assert sorted(counts) == [
+        f"queue {queue}: {n} messages, of them {n} not before the first order"
+        for queue, n in ([(0, 1), (1, 2)] if "queue 0: 1" in counts[0] else [(0, 2), (1, 1)])
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES)

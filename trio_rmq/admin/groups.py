@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from trio_rmq.admin.client import AdminClient
 from trio_rmq.client.instance import check_group
+from trio_rmq.client.pull_calls import offset_at_time
 from trio_rmq.errors import ClientError, ResponseError
 from trio_rmq.wire import headers
 from trio_rmq.wire.codes import RequestCode, ResponseCode
@@ -187,6 +188,4 @@ async def _offset_at(
 ) -> int:
     if timestamp_ms == END:
         return place.max_offset
-    search = headers.SearchOffsetRequestHeader(topic=queue.topic, queue_id=queue.queue_id, timestamp=timestamp_ms)
-    found = await admin.ask(address, Command(RequestCode.SEARCH_OFFSET_BY_TIMESTAMP, header=search))
-    return found.decode_header(headers.SearchOffsetResponseHeader).offset
+    return await offset_at_time(admin.remoting, address, queue, timestamp_ms)

@@ -22,6 +22,7 @@ from trio_rmq.cli.groups import group_app
 from trio_rmq.cli.logs import set_up_logging
 from trio_rmq.cli.parts import read_parts, separator_bytes
 from trio_rmq.cli.store import store_app
+from trio_rmq.cli.topics import topic_app
 from trio_rmq.client.compression import plain_body
 from trio_rmq.client.queue_reader import QueueReader, Start
 from trio_rmq.client.queue_writer import Outgoing, QueueWriter, WriteStatistics
@@ -42,6 +43,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+app.add_typer(topic_app)
 app.add_typer(group_app)
 app.add_typer(store_app)
 _ELSEWHERE = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}

@@ -6,7 +6,6 @@ stderr); 2 wrong usage.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +13,7 @@ import typer
 
 from trio_rmq.cli.asking import Level, Server, name_servers, run_on_trio
 from trio_rmq.cli.logs import set_up_logging
+from trio_rmq.cli.tables import joined, print_table, time_text
 from trio_rmq.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def list_(server: Server = "", cluster: Cluster = None, log_level: Level = "WARN
         async with AdminClient(name_servers=name_servers(server)) as admin:
             groups = await list_groups(admin, cluster=cluster)
         rows = [(name, _brokers(configs), *_settings(configs)) for name, configs in groups.items()]
-        _print_table(("GROUP", "BROKERS", "CONSUME", "BROADCAST", "RETRIES"), rows)
+        print_table(("GROUP", "BROKERS", "CONSUME", "BROADCAST", "RETRIES"), rows)
 
     run_on_trio(run)
 
@@ -82,7 +82,7 @@ def lag(
     async def run() -> None:
         async with AdminClient(name_servers=name_servers(server)) as admin:
             progress = await group_progress(admin, name, topic=topic, cluster=cluster)
-        _print_table(
+        print_table(
             ("TOPIC", "BROKER", "QUEUE", "END", "CONSUMED", "LAG", "LAST CONSUMED"), map(_progress_row, progress)
         )
         print(f"total lag {sum(one.lag for one in progress)}")
@@ -110,7 +110,7 @@ def reset(
         async with AdminClient(name_servers=name_servers(server)) as admin:
             offsets = await reset_group(admin, name, topic, timestamp_ms, force=not only_back)
         rows = [(queue.topic, queue.broker_name, queue.queue_id, offset) for queue, offset in offsets.items()]
-        _print_table(("TOPIC", "BROKER", "QUEUE", "GOES ON AT"), rows)
+        print_table(("TOPIC", "BROKER", "QUEUE", "GOES ON AT"), rows)
 
     run_on_trio(run)
 
@@ -157,31 +157,12 @@ def _brokers(configs: dict[str, SubscriptionGroupConfig]) -> str:
 def _settings(configs: dict[str, SubscriptionGroupConfig]) -> tuple[str, str, str]:
     """Whether it may consume, whether it may broadcast, how often it retries; both values where brokers differ."""
     return (
-        _joined("yes" if config.consume_enable else "NO" for config in configs.values()),
-        _joined("yes" if config.consume_broadcast_enable else "NO" for config in configs.values()),
-        _joined(str(config.retry_max_times) for config in configs.values()),
+        joined("yes" if config.consume_enable else "NO" for config in configs.values()),
+        joined("yes" if config.consume_broadcast_enable else "NO" for config in configs.values()),
+        joined(str(config.retry_max_times) for config in configs.values()),
     )
 
 
-def _joined(texts: Iterable[str]) -> str:
-    return "/".join(dict.fromkeys(texts))
-
-
 def _progress_row(one: QueueProgress) -> tuple[object, ...]:
-    when = "-"
-    if one.last_consumed_ms:
-        when = datetime.fromtimestamp(one.last_consumed_ms / 1000).isoformat(" ", "seconds")
-    queue = one.queue
+    queue, when = one.queue, time_text(one.last_consumed_ms)
     return queue.topic, queue.broker_name, queue.queue_id, one.broker_offset, one.consumer_offset, one.lag, when
-
-
-def _print_table(heads: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
-    """Columns as wide as their widest cell; numbers to the right."""
-    lines = [tuple(map(str, row)) for row in rows]
-    widths = [max(len(line[column]) for line in [heads, *lines]) for column in range(len(heads))]
-    for line in [heads, *lines]:
-        cells = (
-            cell.rjust(width) if cell.lstrip("-").isdigit() else cell.ljust(width)
-            for cell, width in zip(line, widths, strict=True)
-        )
-        print("  ".join(cells).rstrip())

@@ -137,6 +137,21 @@ class _Sends(BlockingClient[P]):
         """Send messages of one topic as one request: all are stored, in order, in one queue, or none."""
         return self._wait(self._async_client.send_batch, messages, queue=queue, timeout_seconds=timeout_seconds)
 
+    def request(
+        self,
+        message: Message,
+        *,
+        queue: MessageQueue | None = None,
+        selector: QueueSelector | None = None,
+        argument: object = None,
+        timeout_seconds: float | None = None,
+    ) -> ReceivedMessage:
+        """Send, and return the reply that a consumer of the message makes."""
+        return self._wait(
+            self._async_client.request, message, queue=queue, selector=selector, argument=argument,
+            timeout_seconds=timeout_seconds,
+        )  # fmt: skip
+
     def recall(self, topic: str, recall_handle: str, *, timeout_seconds: float = 3.0) -> str:
         """Take back a message that waits for its time; its id."""
         return self._wait(self._async_client.recall, topic, recall_handle, timeout_seconds=timeout_seconds)
