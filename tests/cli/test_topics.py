@@ -39,6 +39,6 @@ def test_a_topic_is_made_listed_shown_and_deleted(tmp_path: Path) -> None:
         assert topic("list") == [heads]
         wrong = trio_rmq("topic", "create", "T", "--permission", "all", "-n", server)
         assert (wrong.returncode, b"must be rw, r, w or none" in wrong.stderr) == (2, True)
-        for words in (("show", "T"), ("delete", "T")):
-            gone = trio_rmq("topic", *words, "-n", server)
+        for command in ("show", "delete"):
+            gone = trio_rmq("topic", command, "T", "-n", server)
             assert (gone.returncode, b"no broker has the topic T" in gone.stderr) == (1, True)

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import anyio
@@ -14,7 +15,7 @@ import pytest
 
 from tests.client.test_producer import known_queues
 from trio_rmq import client
-from trio_rmq.client import Message, SendResult, SendStatus, TransactionState, blocking, select_by_hash
+from trio_rmq.client import Message, SendResult, SendStatus, TransactionState, blocking, reply_to, select_by_hash
 from trio_rmq.client.message import ReceivedMessage
 from trio_rmq.errors import ClientError, SendError
 
@@ -105,6 +106,23 @@ def test_threads_share_a_producer(name_server: str, topic: str, portal: blocking
         with ThreadPoolExecutor(8) as threads:
             assert len(set(threads.map(send, range(16)))) == 16
     assert stored(name_server, topic, 16) == sorted(map(str, range(16)))
+
+
+def test_a_request_brings_its_reply(name_server: str, topic: str, portal: blocking.BlockingPortalProvider) -> None:
+    with (
+        blocking.Producer(name_servers=name_server, portal=portal) as producer,
+        blocking.PushConsumer(topic, name_servers=name_server, portal=portal) as consumer,
+    ):
+        producer.send(Message(topic, b"makes the topic"))
+        wait_for(name_server, topic)
+
+        def answer(requests: Sequence[ReceivedMessage]) -> None:
+            for request in requests:
+                if request.body == b"how much?":
+                    producer.send(reply_to(request, b"7"))
+
+        consumer.subscribe(topic, answer)
+        assert producer.request(Message(topic, b"how much?"), timeout_seconds=LIMIT_SECONDS).body == b"7"
 
 
 def test_errors_are_those_of_the_async_producer(name_server: str, topic: str) -> None:
