@@ -6,12 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trio_rmq.store import reading
 from trio_rmq.store.disk import Disk
+from trio_rmq.store.log_files import FileHandles, LogFiles
 from trio_rmq.store.message_store import MessageStore
 from trio_rmq.store.messages import GetResult, GetStatus
-from trio_rmq.store.page_cache import ColdReadError
+from trio_rmq.store.page_cache import BLOCK_BYTES, ColdReadError, PageCache
 from trio_rmq.testing.faulty_disk import FaultyDisk
 from trio_rmq.testing.stores import Place, new_message, stored
 from trio_rmq.wire.record import decode_records
@@ -117,3 +120,61 @@ async def test_a_deleted_file_is_left_to_the_reader(twin: FaultyDisk) -> None:
         twin.unlink(LOG)
         answer, trips = await get(store)
         assert (answer.status, trips) == (GetStatus.MESSAGE_WAS_REMOVING, 0)
+
+
+class _ColdBlocks(FaultyDisk):
+    """A disk on which single blocks are not cached; counts what it is asked."""
+
+    def __init__(self, cold: set[tuple[str, int]]) -> None:
+        super().__init__()
+        self.cold_blocks = cold
+        self.asked = 0
+
+    def is_cached(self, handle: int, size: int, offset: int) -> bool:
+        self.asked += 1
+        assert offset % BLOCK_BYTES == 0
+        return (self._path_of(self._handles[handle]), offset // BLOCK_BYTES) not in self.cold_blocks
+
+
+SIZE = 3 * BLOCK_BYTES + 1000
+
+
+def three_files(cold: set[int]) -> tuple[PageCache, LogFiles, _ColdBlocks]:
+    """Three files of four blocks each, the last of which is short; `cold` numbers blocks through all files."""
+    disk = _ColdBlocks({(f"log/{number // 4 * SIZE:020d}", number % 4) for number in cold})
+    disk.make_directories("log")
+    handles = FileHandles(disk, 10)
+    files = LogFiles(disk, handles, "log", SIZE, set())
+    for number in range(3):
+        files.append_file(number * SIZE)
+    return PageCache(disk, handles), files, disk
+
+
+HALF = BLOCK_BYTES // 2
+
+
+@given(
+    cold=st.sets(st.integers(0, 11)),
+    places=st.lists(
+        st.tuples(st.integers(0, 3 * SIZE // HALF).map(lambda half: half * HALF), st.sampled_from([1, HALF, 3 * HALF])),
+        max_size=30,
+    ),
+)
+def test_a_place_counts_as_cached_only_when_all_its_blocks_are(cold: set[int], places: list[tuple[int, int]]) -> None:
+    cache, files, _ = three_files(cold)
+    for offset, size in places:
+        first, at = divmod(offset, SIZE)
+        last = min(at + size, SIZE) - 1  # what is in the next file is for its own look
+        blocks = {first * 4 + number for number in range(at // BLOCK_BYTES, last // BLOCK_BYTES + 1)}
+        if first < 3 and blocks & cold:
+            with pytest.raises(ColdReadError):
+                cache.require_span(files, offset, size)
+        else:
+            cache.require_span(files, offset, size)
+
+
+def test_neighbours_are_asked_for_once() -> None:
+    cache, files, disk = three_files(set())
+    for offset in range(0, 2 * BLOCK_BYTES, 1000):
+        cache.require_span(files, SIZE + offset, 1000)
+    assert disk.asked == 3

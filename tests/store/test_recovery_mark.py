@@ -133,6 +133,21 @@ async def test_much_log_behind_the_mark_moves_it_early(
         assert mark.entries >= 3
 
 
+async def test_many_entries_behind_the_mark_move_it_early(
+    twin: FaultyDisk, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(twin, "store")
+    monkeypatch.setattr(flush, "_UNMARKED_ENTRIES_MAX", 100)
+    async with place.open(flush_commit_log_least_pages=0) as store:
+        for count, is_marked in ((90, False), (20, True), (80, False), (80, True)):
+            before = mark_in(place)
+            stored(store.append([new_message() for _ in range(count)]))
+            await trio.sleep(1.1)  # the log is synced
+            stored(store.append([new_message(topic="U")]))
+            await trio.sleep(1.1)
+            assert (mark_in(place) != before) == is_marked
+
+
 async def test_the_longs_of_other_versions_stay(place: Place) -> None:
     place.disk.make_directories(place.root)
     place.write("checkpoint", bytes(range(40)).ljust(4096, b"\0"))

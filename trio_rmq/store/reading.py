@@ -121,7 +121,7 @@ class Reader:
         filtered = tags_codes is not None or accept is not None
         entries_max = max(_ENTRIES_A_PULL, max_count) if filtered else count_max
         if cache is not None and offset < queue.written - RECENT_ENTRIES:
-            cache.require(queue.files, [(offset * ENTRY_SIZE_BYTES, entries_max * ENTRY_SIZE_BYTES)])
+            cache.require_span(queue.files, offset * ENTRY_SIZE_BYTES, entries_max * ENTRY_SIZE_BYTES)
         data = queue.read(offset, entries_max)
         if len(data) < ENTRY_SIZE_BYTES:
             next_offset = self._next_file(queue, offset)
@@ -153,7 +153,7 @@ class Reader:
                 continue
             if accept is not None:
                 if cache is not None and physical < self._log.position - RECENT_BYTES:
-                    cache.require(self._log.files, [(physical, size)])
+                    cache.require_span(self._log.files, physical, size)
                 record = self._log.read(physical, size)
                 if len(record) != size or not accept(record):
                     continue
@@ -166,8 +166,10 @@ class Reader:
         if cache is not None and accept is None and picked[0][0] < self._log.position - RECENT_BYTES:
             first, (last, last_size) = picked[0][0], picked[-1]
             span = last + last_size - first
-            near = 0 < span <= _SPAN_BYTES_MAX and first // file_size == last // file_size
-            cache.require(self._log.files, [(first, span)] if near else picked)  # one look is cheaper than many
+            if 0 < span <= _SPAN_BYTES_MAX and first // file_size == last // file_size:
+                cache.require_span(self._log.files, first, span)
+            else:
+                cache.require(self._log.files, picked)
         body = b"".join(records) if accept is not None else self._read_records(picked, total)
         if len(body) != total:  # a log file is missing or cut short under our feet
             return self._get_around(offset, data, picked, begin, end)
