@@ -11,13 +11,12 @@ arrives, once and in order, after the healing, unless the sender gives up first)
 does not know).  Never permitted, as under TCP: loss, doubling, reordering or damage inside a connection.
 
 Invariant: all that happens follows from the seed and from what the tasks do; every packet, timer and choice goes
-through one heap ordered by time and a running number.
+through one timetable, ordered by time and a running number.
 """
 
 from __future__ import annotations
 
 import errno
-import heapq
 import itertools
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -34,6 +33,7 @@ import trio
 from trio import socket as tsocket
 
 from trio_rmq.testing.virtual_socket import VirtualSocket
+from trio_rmq.testing.virtual_time import SimulatedClock, Timetable
 
 LOOPBACK = "127.0.0.1"
 
@@ -99,6 +99,7 @@ class VirtualNetwork(trio.abc.SocketFactory, trio.abc.HostnameResolver):
         give_up_seconds: float = 924.6,
         connect_seconds: float = 127.0,
         on_packet: Callable[[float, str, str, str, int], None] | None = None,
+        timetable: Timetable | None = None,
     ) -> None:
         self.rng = rng
         self.give_up_seconds = give_up_seconds
@@ -112,8 +113,7 @@ class VirtualNetwork(trio.abc.SocketFactory, trio.abc.HostnameResolver):
         self._listeners: dict[tuple[str, str, int], VirtualSocket] = {}
         self._ports: dict[str, Iterator[int]] = {}
         self._filenos = itertools.count(1_000_000)
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
-        self._numbers = itertools.count()
+        self._timetable = timetable or Timetable()
         self._wake = trio.Event()
 
     # ---- nodes -------------------------------------------------------------------------------------------------
@@ -258,17 +258,16 @@ class VirtualNetwork(trio.abc.SocketFactory, trio.abc.HostnameResolver):
 
     def at(self, time: float, action: Callable[[], None]) -> None:
         """Run `action` at `time` on the current clock, in the order of time and then of these calls."""
-        if not self._events or time < self._events[0][0]:
+        if time < self._timetable.next_time:
             self._wake.set()
-        heapq.heappush(self._events, (time, next(self._numbers), action))
+        self._timetable.enter(time, action)
 
     async def run(self) -> None:
-        """Deliver packets for ever; `open_network` keeps this in a nursery."""
+        """Deliver packets for ever, on a clock that does not do it; `open_network` keeps this in a nursery."""
         while True:
-            while self._events and self._events[0][0] <= trio.current_time():
-                heapq.heappop(self._events)[2]()
+            self._timetable.run_due(trio.current_time())
             self._wake = trio.Event()
-            with trio.move_on_at(self._events[0][0]) if self._events else trio.CancelScope():
+            with trio.move_on_at(self._timetable.next_time):
                 await self._wake.wait()
 
     # ---- what the sockets need ---------------------------------------------------------------------------------
@@ -372,13 +371,19 @@ class VirtualNetwork(trio.abc.SocketFactory, trio.abc.HostnameResolver):
 
 @asynccontextmanager
 async def open_network(rng: Random, link: Link | None = None, **options: Any) -> AsyncIterator[VirtualNetwork]:
-    """A virtual network for all sockets made in this Trio run until the block ends; options as of VirtualNetwork."""
-    network = VirtualNetwork(rng, link, **options)
+    """A virtual network for all sockets made in this Trio run until the block ends; options as of VirtualNetwork.
+
+    On a `SimulatedClock` its packets are entries of the clock's timetable; on another clock a task delivers them.
+    """
+    clock = trio.lowlevel.current_clock()
+    timetable = clock.timetable if isinstance(clock, SimulatedClock) else None
+    network = VirtualNetwork(rng, link, timetable=timetable, **options)
     old_factory = tsocket.set_custom_socket_factory(network)
     old_resolver = tsocket.set_custom_hostname_resolver(network)
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(network.run)
+            if timetable is None:
+                nursery.start_soon(network.run)
             yield network
             nursery.cancel_scope.cancel()
     finally:

@@ -49,6 +49,7 @@ class VirtualSocket(tsocket.SocketType):
         self._options: dict[tuple[int, int], Any] = {}
         self._incoming = bytearray()
         self._window = 0
+        self._freed = 0
         self._end_received = False
         self._end_sent = False
         self._error = 0
@@ -208,20 +209,32 @@ class VirtualSocket(tsocket.SocketType):
         self._check_open()
         if self.peer is None:
             _fail(errno.ENOTCONN)
+        waited = False
         while not self._incoming:
             if self._error:
                 _fail(self._error)
             if self._end_received:
-                await trio.lowlevel.cancel_shielded_checkpoint()
-                return b""
+                break
             await self._wait(self._readers)
-        size = self._split(min(buflen, len(self._incoming)), self.peer.node, self.node)
+            waited = True
+        data = self._read(buflen, self.peer) if self._incoming else b""
+        if not waited:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        return data
+
+    def _read(self, buflen: int, peer: VirtualSocket) -> bytes:
+        size = self._split(min(buflen, len(self._incoming)), peer.node, self.node)
         data = bytes(self._incoming[:size])
         del self._incoming[:size]
-        peer = self.peer
-        self._network.transmit("window", self.node, peer.node, self, 0, partial(peer._on_window, size))
-        await trio.lowlevel.cancel_shielded_checkpoint()
+        self._freed += size
+        if 4 * self._freed >= self._network.link(peer.node, self.node).buffer_bytes:
+            self._tell_window(peer)
         return data
+
+    def _tell_window(self, peer: VirtualSocket) -> None:
+        """Let the peer send as much more as was read: as real systems do, not before it is worth a packet."""
+        size, self._freed = self._freed, 0
+        self._network.transmit("window", self.node, peer.node, self, 0, partial(peer._on_window, size))
 
     async def recv_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> int:
         """`recv` into a buffer; how many bytes."""
@@ -237,19 +250,22 @@ class VirtualSocket(tsocket.SocketType):
         if self.peer is None:
             _fail(errno.ENOTCONN)
         view = memoryview(data)
+        waited = False
         while True:
             if self._error or self._end_sent:
                 _fail(self._error or errno.EPIPE)
             if self._window > 0 or not len(view):
                 break
             await self._wait(self._writers)
+            waited = True
         size = self._split(min(len(view), self._window), self.node, self.peer.node)
         self._window -= size
         peer = self.peer
         if size:
             arrival = partial(peer._on_data, bytes(view[:size]))
             self._network.transmit("data", self.node, peer.node, self, size, arrival)
-        await trio.lowlevel.cancel_shielded_checkpoint()
+        if not waited:
+            await trio.lowlevel.cancel_shielded_checkpoint()
         return size
 
     async def sendmsg(

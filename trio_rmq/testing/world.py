@@ -10,6 +10,7 @@ objects, `id()`.
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -20,12 +21,12 @@ from typing import Any, TypeVar
 import trio
 import wsproto.frame_protocol
 import wsproto.utilities
-from trio.testing import MockClock
 
 from trio_rmq.client import instance
 from trio_rmq.clock import use_wall_clock
 from trio_rmq.randomness import use_rng
 from trio_rmq.testing.virtual_network import Link, VirtualNetwork, open_network
+from trio_rmq.testing.virtual_time import SimulatedClock
 
 T = TypeVar("T")
 
@@ -81,7 +82,7 @@ def named_rng(seed: int, name: str) -> Random:
 async def open_world(
     seed: int = 0, link: Link | None = None, *, start_wall_ms: int = START_WALL_MS, **network_options: Any
 ) -> AsyncIterator[World]:
-    """A world inside the present Trio run, which should be on a `MockClock`; options as of VirtualNetwork.
+    """A world inside the present Trio run, which should be on virtual time; options as of VirtualNetwork.
 
     To repeat exactly, the run must have been started by `simulate` or inside `deterministic_scheduling`.
     """
@@ -98,8 +99,20 @@ def simulate(main: Callable[[World], Awaitable[T]], *, seed: int = 0, link: Link
         async with open_world(seed, link, **options) as world:
             return await main(world)
 
-    with deterministic_scheduling(seed):
-        return trio.run(run, clock=MockClock(autojump_threshold=0))
+    with deterministic_scheduling(seed), _without_collector():
+        return trio.run(run, clock=SimulatedClock())
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """No cyclic garbage is collected inside: when it is depends on the process, and finalisers may schedule tasks."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from trio_rmq.testing.world import named_rng
 
 QUEUES = 4
 PRODUCERS = 2
-OPERATIONS_A_SECOND = 25.0
+OPERATIONS_A_SECOND = 22.0
 QUIET_SECONDS = 2.0
 """At the beginning, without faults: the topic is made."""
 
