@@ -272,6 +272,7 @@ RULES = [
             "trio_rmq/client/offset_store.py": "replacing and syncing the file of local offsets blocks",
             "trio_rmq/client/listening.py": "a blocking listener is the user's wish",
             "trio_rmq/client/blocking/portal.py": "a program without an event loop gets one in a thread",
+            "trio_rmq/cli/serve.py": "loading modules blocks",
             "trio_rmq/cli/parts.py": "reading a pipe blocks, and a regular file cannot be waited for",
             "trio_rmq/testing/chaos/orders.py": "a lock: the disk's calls come from the loop and from its threads",
             "trio_rmq/testing/chaos/unsynced.py": "a lock: the disk's calls come from the loop and from its threads",

@@ -276,8 +276,14 @@ async def _run_until_signal(serve: Serve, announce: Announce, supervised: bool) 
                     notify_systemd("READY=1")
                     _collect_garbage_from_now()
                     _print_ready(announce(ready))
+                    await trio.to_thread.run_sync(_load_websocket, abandon_on_cancel=True)
             logger.info("stopped")
             watching.cancel_scope.cancel()
+
+
+def _load_websocket() -> None:
+    """What a start does without, so that the first WebSocket connection need not make the others wait."""
+    import trio_rmq.remoting.websocket  # noqa: F401 - imported, not used
 
 
 def _collect_garbage_from_now() -> None:

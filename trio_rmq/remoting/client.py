@@ -30,7 +30,6 @@ from trio_rmq.remoting.connection import (
     TcpChannel,
 )
 from trio_rmq.remoting.tls_context import verifying_context
-from trio_rmq.remoting.ws_client import shake_hands
 from trio_rmq.wire.command import Command, SerializeType
 
 logger = logging.getLogger("trio_rmq.remoting")
@@ -66,6 +65,8 @@ async def connect_channel(
             secured = await _secure(stream, context, address, target.host)
         if target.path is None:
             return TcpChannel(secured, serialize_type)
+        from trio_rmq.remoting.ws_client import shake_hands  # here: most programs do without its libraries
+
         try:
             return await shake_hands(secured, address=address, host=_host_header(address), path=target.path)
         except TRANSPORT_ERRORS as error:
