@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import msgspec
 import trio
 
+from trio_rmq.broker.loop_turns import LoopTurns
 from trio_rmq.broker.server import BrokerReady, serve_broker
 from trio_rmq.config import BrokerConfig, MessageStoreConfig, NamesrvConfig, RemotingConfig
 from trio_rmq.namesrv.server import NameServerReady, serve_name_server
@@ -45,12 +46,12 @@ async def serve_standalone(
     disk: Disk | None = None,
     progress: Progress | None = None,
     hooks: ServerHooks = NO_HOOKS,
+    turns: LoopTurns | None = None,
     task_status: trio.TaskStatus[StandaloneReady] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve both until cancelled; `task_status` gets a StandaloneReady when the first send would be accepted.
 
-    Ports 0 take free ones; `progress` is told how far the store's recovery is; `hooks` stand
-    around the broker's handlers.
+    Ports 0 take free ones; `progress`, `hooks` and `turns` are as in `serve_broker`.
     Raises what `serve_name_server` and `serve_broker` raise.
     """
 
@@ -72,6 +73,7 @@ async def serve_standalone(
                     disk=disk,
                     progress=progress,
                     hooks=hooks,
+                    turns=turns,
                     task_status=task_status,
                 )
 

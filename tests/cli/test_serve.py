@@ -11,8 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import trio
 
 from tests.cli.processes import free_ports, running, trio_rmq
+from trio_rmq.remoting.client import RemotingClient
+from trio_rmq.wire.codes import RequestCode
+from trio_rmq.wire.command import Command
+from trio_rmq.wire.routes import decode_kv_table
 
 
 def test_name_server_says_where_it_is_and_stops_in_order(tmp_path: Path) -> None:
@@ -48,6 +53,23 @@ def test_standalone_says_what_to_do_next(tmp_path: Path) -> None:
     assert f"trio-rmq send -n 127.0.0.1:{namesrv_port} Greetings hello && " in out
     assert not (tmp_path / "s" / "abort").exists(), "an orderly end removes the mark of a running store"
     assert {entry.name for entry in tmp_path.iterdir()} == {"s", "notify"}, "nothing is written elsewhere"
+
+
+def test_a_broker_tells_how_long_its_turns_are(tmp_path: Path) -> None:
+    port, namesrv_port = free_ports(2)
+    words = ("standalone", "--store", str(tmp_path / "s"), "--port", str(port), "--namesrv-port", str(namesrv_port))
+
+    async def ask() -> dict[str, str]:
+        async with RemotingClient() as client:
+            asked = Command(RequestCode.GET_BROKER_RUNTIME_INFO)
+            await client.request(f"127.0.0.1:{port}", asked)
+            return decode_kv_table((await client.request(f"127.0.0.1:{port}", asked)).body).table
+
+    with running(tmp_path, *words):
+        told = trio.run(ask)
+    counts = [int(count) for count in re.findall(r"\]:(\d+)", told["loopTurnCpuDistribution"])]
+    assert sum(counts) > 0
+    assert float(told["loopTurnCpuLongestMs"]) >= 0
 
 
 def test_a_second_broker_on_the_same_store_is_a_sentence(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from trio_rmq.broker.delay import DelayService
 from trio_rmq.broker.long_polling import HeldPulls
+from trio_rmq.broker.loop_turns import LoopTurns
 from trio_rmq.broker.stats import BrokerStats
 from trio_rmq.broker.timers import Timers
 from trio_rmq.clock import wall_ms
@@ -21,13 +22,20 @@ class RuntimeInfo:
     """Makes the table; `boot_timestamp_ms` is when the broker began."""
 
     def __init__(
-        self, store: MessageStore, held_pulls: HeldPulls, stats: BrokerStats, delay: DelayService, timers: Timers
+        self,
+        store: MessageStore,
+        held_pulls: HeldPulls,
+        stats: BrokerStats,
+        delay: DelayService,
+        timers: Timers,
+        turns: LoopTurns | None = None,
     ) -> None:
         self._store = store
         self._held_pulls = held_pulls
         self._stats = stats
         self._delay = delay
         self._timers = timers
+        self._turns = turns
         self._boot_timestamp_ms = wall_ms()
 
     def table(self) -> dict[str, str]:
@@ -77,4 +85,5 @@ class RuntimeInfo:
             "queryThreadPoolQueueHeadWaitTimeMills": "0",
             **self._delay.running_stats(),
             **self._timers.running_stats(),
+            **(self._turns.running_stats() if self._turns is not None else {}),
         }

@@ -38,6 +38,7 @@ from trio_rmq.broker.handlers.timer import TimerHandlers
 from trio_rmq.broker.handlers.transaction import TransactionHandlers
 from trio_rmq.broker.locks import QueueLocks
 from trio_rmq.broker.long_polling import HeldPulls
+from trio_rmq.broker.loop_turns import LoopTurns
 from trio_rmq.broker.members import Members
 from trio_rmq.broker.offsets import ConsumerOffsetTable
 from trio_rmq.broker.persistence import Persistence
@@ -121,11 +122,13 @@ async def serve_broker(
     disk: Disk | None = None,
     progress: Progress | None = None,
     hooks: ServerHooks = NO_HOOKS,
+    turns: LoopTurns | None = None,
     task_status: trio.TaskStatus[BrokerReady] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled; `task_status` gets a BrokerReady once every name server knows the broker (or failed).
 
-    `progress` is told how far the store's recovery is; `hooks` stand around its handlers.
+    `progress` is told how far the store's recovery is; `hooks` stand around its handlers; what `turns` counted, when
+    somebody runs it, is part of the runtime information.
     Raises StoreError (locked, unwritable, corrupt; StoreFailedError when it fails later), ListenError and ConfigError.
     """
     remoting = remoting or RemotingConfig()
@@ -133,7 +136,7 @@ async def serve_broker(
     config = msgspec.structs.replace(config, broker_ip1=config.broker_ip1 or place.host)  # ours: requests change it
     with lone_errors():
         async with open_message_store(store_config, disk=disk, store_host=place.store_host, progress=progress) as store:
-            await _Broker(config, store_config, remoting, store, place, disk, hooks).serve(task_status)
+            await _Broker(config, store_config, remoting, store, place, disk, hooks, turns).serve(task_status)
 
 
 async def _find_place(config: BrokerConfig, remoting: RemotingConfig) -> _Place:
@@ -163,9 +166,11 @@ class _Broker:
         place: _Place,
         disk: Disk | None,
         hooks: ServerHooks,
+        turns: LoopTurns | None,
     ) -> None:
         self._config = config
         self._hooks = hooks
+        self._turns = turns
         self._store_config = store_config
         self._remoting = remoting
         self._tls = ServerTls(remoting)
@@ -303,7 +308,7 @@ class _Broker:
             table
         )
         StatsHandlers(self._stats).register(table)
-        runtime = RuntimeInfo(store, self._held_pulls, self._stats, self._delay, self._timers)
+        runtime = RuntimeInfo(store, self._held_pulls, self._stats, self._delay, self._timers, self._turns)
         BrokerAdminHandlers(self._config, topics, self._properties, runtime.table, self._settings_changed).register(
             table
         )

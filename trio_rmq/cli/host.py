@@ -60,6 +60,11 @@ def own_command() -> str:
     return str(beside) if relative.startswith("..") else relative
 
 
+def thread_cpu_seconds() -> float:
+    """CPU time that the calling thread has taken."""
+    return time.thread_time()
+
+
 def notify_systemd(state: str) -> None:
     """Send `state` (`READY=1`, `STOPPING=1`) to the socket that systemd named in NOTIFY_SOCKET; nothing without it.
 

@@ -14,7 +14,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import trio
 
@@ -27,6 +27,7 @@ from trio_rmq.cli.host import (
     notify_systemd,
     own_command,
     seconds_since_start,
+    thread_cpu_seconds,
 )
 from trio_rmq.cli.logs import LEVELS, set_up_logging
 from trio_rmq.cli.recovery_progress import RecoveryProgress
@@ -52,6 +53,14 @@ class Serve(Protocol):
     def __call__(self, *, task_status: trio.TaskStatus[Any]) -> Awaitable[None]: ...
 
 
+class _Server(NamedTuple):
+    """What a command runs, what it prints then, and what else runs from then on."""
+
+    serve: Serve
+    announce: Announce
+    once_ready: Callable[[], Awaitable[None]] | None = None
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse whose complaint is a ConfigError, so that all bad settings end alike."""
 
@@ -69,8 +78,8 @@ def run_server(command: str, words: Sequence[str], *, disk: Disk | None = None) 
         supervised = getattr(options, "supervised", "")
         set_up_logging(options.log_level, options.log_file, supervised)
         keep_freed_memory()
-        serve, announce = {"namesrv": _namesrv, "broker": _broker, "standalone": _standalone}[command](options, disk)
-        trio.run(_run_until_signal, serve, announce, bool(supervised))
+        server = {"namesrv": _namesrv, "broker": _broker, "standalone": _standalone}[command](options, disk)
+        trio.run(_run_until_signal, server, bool(supervised))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BaseExceptionGroup as group:
@@ -113,7 +122,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _namesrv(options: argparse.Namespace, disk: Disk | None) -> tuple[Serve, Announce]:
+def _namesrv(options: argparse.Namespace, disk: Disk | None) -> _Server:
     from trio_rmq.namesrv.server import serve_name_server
 
     settings = load_namesrv_settings(options.config, options.overrides)
@@ -121,12 +130,14 @@ def _namesrv(options: argparse.Namespace, disk: Disk | None) -> tuple[Serve, Ann
     async def serve(*, task_status: trio.TaskStatus[Any]) -> None:
         await serve_name_server(settings.namesrv, remoting=settings.remoting, disk=disk, task_status=task_status)
 
-    return serve, lambda ready: [f"name server  {ready.address}"]
+    return _Server(serve, lambda ready: [f"name server  {ready.address}"])
 
 
-def _broker(options: argparse.Namespace, disk: Disk | None) -> tuple[Serve, Announce]:
+def _broker(options: argparse.Namespace, disk: Disk | None) -> _Server:
+    from trio_rmq.broker.loop_turns import LoopTurns
     from trio_rmq.broker.server import serve_broker
 
+    turns = LoopTurns(thread_cpu_seconds)
     overrides = list(options.overrides)
     if options.namesrv:
         overrides.insert(0, f"namesrvAddr={options.namesrv}")
@@ -142,6 +153,7 @@ def _broker(options: argparse.Namespace, disk: Disk | None) -> tuple[Serve, Anno
                 remoting=settings.remoting,
                 disk=disk,
                 progress=progress,
+                turns=turns,
                 task_status=task_status,
             )
 
@@ -151,15 +163,17 @@ def _broker(options: argparse.Namespace, disk: Disk | None) -> tuple[Serve, Anno
         yield f"store        {settings.store.store_path_root_dir}"
         yield f"registers at {names or 'no name server: set namesrvAddr, -n or NAMESRV_ADDR'}"
 
-    return serve, announce
+    return _Server(serve, announce, turns.run)
 
 
-def _standalone(options: argparse.Namespace, disk: Disk | None) -> tuple[Serve, Announce]:
+def _standalone(options: argparse.Namespace, disk: Disk | None) -> _Server:
     namesrv, settings = _standalone_settings(options)
     if options.brokers != 1:
         return _several(options, namesrv, settings)
+    from trio_rmq.broker.loop_turns import LoopTurns
     from trio_rmq.standalone import serve_standalone
 
+    turns = LoopTurns(thread_cpu_seconds)
     _check_single(settings.store.store_path_root_dir)
 
     async def serve(*, task_status: trio.TaskStatus[Any]) -> None:
@@ -171,6 +185,7 @@ def _standalone(options: argparse.Namespace, disk: Disk | None) -> tuple[Serve, 
                 remoting=settings.remoting,
                 disk=disk,
                 progress=progress,
+                turns=turns,
                 task_status=task_status,
             )
 
@@ -180,7 +195,7 @@ def _standalone(options: argparse.Namespace, disk: Disk | None) -> tuple[Serve, 
         yield f"store        {settings.store.store_path_root_dir}"
         yield "try next     " + next_command(ready.namesrv_address)
 
-    return serve, announce
+    return _Server(serve, announce, turns.run)
 
 
 def _standalone_settings(options: argparse.Namespace) -> tuple[NamesrvConfig, BrokerSettings]:
@@ -204,7 +219,7 @@ def _check_single(root: str) -> None:
         raise ConfigError(f"{root} holds the stores of several brokers: start with --brokers N, or take another folder")
 
 
-def _several(options: argparse.Namespace, namesrv: NamesrvConfig, settings: BrokerSettings) -> tuple[Serve, Announce]:
+def _several(options: argparse.Namespace, namesrv: NamesrvConfig, settings: BrokerSettings) -> _Server:
     from trio_rmq.cli.supervisor import broker_places, serve_brokers
 
     places = broker_places(options.brokers, settings)
@@ -230,7 +245,7 @@ def _several(options: argparse.Namespace, namesrv: NamesrvConfig, settings: Brok
             yield f"{place.name:<12} {host}:{place.port}  (TCP and ws://; process {process}, store {place.store})"
         yield "try next     " + next_command(ready.namesrv_address)
 
-    return serve, announce
+    return _Server(serve, announce)
 
 
 def next_command(namesrv_address: str) -> str:
@@ -243,7 +258,7 @@ def next_command(namesrv_address: str) -> str:
     return f"{command} send{server} Greetings hello && {command} receive{server} Greetings --until-end"
 
 
-async def _run_until_signal(serve: Serve, announce: Announce, supervised: bool) -> None:
+async def _run_until_signal(server: _Server, supervised: bool) -> None:
     """Serve; the first SIGINT or SIGTERM cancels the server, which ends in order; a second ends the process.
 
     `supervised`: the end of standard input counts as a SIGTERM, since nobody else is left to send one.
@@ -272,10 +287,12 @@ async def _run_until_signal(serve: Serve, announce: Announce, supervised: bool) 
                 watching.start_soon(watch_input)
             with serving:
                 async with trio.open_nursery() as nursery:
-                    ready = await nursery.start(serve)
+                    ready = await nursery.start(server.serve)
                     notify_systemd("READY=1")
                     _collect_garbage_from_now()
-                    _print_ready(announce(ready))
+                    _print_ready(server.announce(ready))
+                    if server.once_ready is not None:
+                        nursery.start_soon(server.once_ready)
                     await trio.to_thread.run_sync(_load_websocket, abandon_on_cancel=True)
             logger.info("stopped")
             watching.cancel_scope.cancel()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 from pathlib import Path
 
 from benchmark.load import BenchmarkError
@@ -35,6 +37,7 @@ def add_versus_options(command: argparse.ArgumentParser) -> None:
 
 def run_versus(report: Report, options: argparse.Namespace) -> None:
     """Run the chosen rows; files asked for are written anew after each, so that a run cut short leaves what it had."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that servers and stores are removed
     chosen, peers = _words(options.rows, ROWS), _words(options.peer, PEERS)
     terms = Terms(
         options.rounds, options.seconds, options.warm_up, options.queues, options.backlog, options.folder, options.rate

@@ -1,4 +1,4 @@
-"""The rows that set ours beside ours: WebSocket and TCP, many idle connections and none, many queues and few."""
+"""The rows that set ours beside ours: ws:// and TCP, idle connections and none, many queues and few, two brokers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from benchmark.report import Comparison, Goal, Report, percentile
 from benchmark.runs import Plan, create_topics, fill_queue, load_server, pull_units, send_units, warm_topic
 from benchmark.servers import MeasuredServer, our_server
 from benchmark.versus.java_client import Figures
-from benchmark.versus.loads import Terms, compare
+from benchmark.versus.loads import Terms, compare, measure_threads64
+from trio_rmq.remoting.client import RemotingClient
+from trio_rmq.wire.codes import RequestCode
 from trio_rmq.wire.command import Command
 from trio_rmq.wire.frame import encode_frame
+from trio_rmq.wire.routes import decode_cluster_info, decode_kv_table
 
 IDLE_CONNECTIONS = 10_000
 ACTIVE_CONNECTIONS = 64
 WIDE_QUEUES = 50_000
 IN_FLIGHT = 64
+BROKERS = 2
 UNKNOWN_CODE = 29_999
 """A request that no handler has: the server only reads it and answers."""
 
@@ -154,6 +158,36 @@ def _send_each_once(server: MeasuredServer, plan: Plan) -> None:
     )  # fmt: skip
 
 
+def _brokers(terms: Terms) -> tuple[Comparison, list[Goal]]:
+    def with_options(*options: str) -> Callable[[], Figures]:
+        def run() -> Figures:
+            with our_server(folder=terms.folder, options=options) as server:
+                figures = measure_threads64(server, terms)
+                stored = trio.run(_stored_by_broker, server.name_server)
+            return {**figures, "least_of_most": min(stored) / max(stored)}
+
+        return run
+
+    title = "64 threads, 1 KB, on two brokers"
+    two, one = f"--brokers {BROKERS}", "standalone"
+    comparison = compare("brokers", title, terms, {two: with_options("--brokers", str(BROKERS)), one: with_options()})
+    return comparison, [
+        Goal(f"{two}: CPU a message, of one broker's", comparison.ratio("cpu_us_per_message") or 0.0, "<=", 1.1),
+        Goal(f"{two}: least used broker, of the most used", comparison.median(two, "least_of_most") or 0.0, ">=", 0.9),
+    ]
+
+
+async def _stored_by_broker(name_server: str) -> list[int]:
+    """Messages stored by each broker that the name server knows."""
+    async with RemotingClient() as client:
+        clusters = await client.request(name_server, Command(RequestCode.GET_BROKER_CLUSTER_INFO))
+        stored = []
+        for broker in decode_cluster_info(clusters.body).broker_addr_table.values():
+            answer = await client.request(broker.broker_addrs[0], Command(RequestCode.GET_BROKER_RUNTIME_INFO))
+            stored.append(int(decode_kv_table(answer.body).table["putMessageTimesTotal"]))
+    return stored
+
+
 def _plan(terms: Terms, clients: int = 1) -> Plan:
     return Plan("send", "tcp", "ROCKETMQ", 1024, 1, 1, clients, IN_FLIGHT, terms.seconds, None, floor=False)
 
@@ -184,5 +218,5 @@ def _ratio_goals(comparison: Comparison, wanted: dict[str, float], what: str) ->
     ]
 
 
-OWN = {"ws": _websocket, "connections": _connections, "queues": _queues}
+OWN = {"ws": _websocket, "connections": _connections, "queues": _queues, "brokers": _brokers}
 OWN_ROWS = tuple(OWN)

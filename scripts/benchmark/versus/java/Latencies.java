@@ -26,13 +26,12 @@ final class Latencies {
     double microsAt(double share) {
         long wanted = Math.max(1, (long) Math.ceil(count * share));
         long seen = 0;
-        for (int i = 0; i < counts.length; i++) {
+        int last = -1;
+        for (int i = 0; i < counts.length && seen < wanted; i++) {
             seen += counts[i];
-            if (seen >= wanted) {
-                return upperNanos(i) / 1000.0;
-            }
+            last = counts[i] > 0 ? i : last;
         }
-        return 0;
+        return last < 0 ? 0 : upperNanos(last) / 1000.0;
     }
 
     private static int bucket(long nanos) {
