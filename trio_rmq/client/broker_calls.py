@@ -125,7 +125,7 @@ class BrokerCalls:
         self._check_group(header.consumer_group)
         stored = decode_record(command.body)
         queue = MessageQueue(topic=stored.topic, broker_name=header.broker_name or "", queue_id=stored.queue_id)
-        message = ReceivedMessage(queue, stored)
+        message = ReceivedMessage.from_record(stored, queue)
         started = anyio.current_time()
         result, remark = await self._consume(message)
         spent_ms = round((anyio.current_time() - started) * 1000)

@@ -25,21 +25,32 @@ from trio_rmq.client.message import ConsumeLater, ConsumeResult, ReceivedMessage
 
 logger = logging.getLogger(__name__)
 
-CALLS_A_TURN = 32
-"""After so many calls that never waited a worker lets other tasks run."""
+CALLS_A_TURN = 128
+TURN_SECONDS = 0.001
+"""After so many calls that never waited, or so long, a worker lets other tasks run."""
 OVERDUE_LEVEL = 3
 """The delay level (10 s by RocketMQ's table) of messages whose call took too long."""
 
-_Item = tuple[HeldQueue, list[ReceivedMessage]]
+
+class _Row:
+    """Messages of one queue and one topic that wait for workers, from number `begin` on."""
+
+    __slots__ = ("begin", "held", "messages")
+
+    def __init__(self, held: HeldQueue, messages: list[ReceivedMessage]) -> None:
+        self.held = held
+        self.messages = messages
+        self.begin = 0
 
 
 class _Worker:
-    """One worker and the call it is at; `started` is None between calls."""
+    """One worker and the call it is at; `held` and `started` are None between calls."""
 
-    __slots__ = ("is_overdue", "item", "scope", "started", "wake")
+    __slots__ = ("held", "is_overdue", "messages", "scope", "started", "wake")
 
     def __init__(self) -> None:
-        self.item: _Item | None = None
+        self.held: HeldQueue | None = None
+        self.messages: list[ReceivedMessage] = []
         self.started: float | None = None
         self.is_overdue = False
         self.scope = anyio.CancelScope()
@@ -53,7 +64,7 @@ class ConcurrentConsuming:
         self._delivery = delivery
         self._tasks = tasks
         self._concurrency = concurrency
-        self._ready: deque[_Item] = deque()
+        self._ready: deque[_Row] = deque()
         self._workers: list[_Worker] = []
         self._idle: list[_Worker] = []
         self._waking = False
@@ -65,9 +76,11 @@ class ConcurrentConsuming:
         """Nothing to prepare."""
 
     def accept(self, held: HeldQueue, messages: list[ReceivedMessage]) -> None:
-        """Put them in the row, `batch_size` a call."""
-        for batch in batches(held, messages, self._delivery.batch_size):
-            self._ready.append((held, batch))
+        """Put them in the row."""
+        if held.is_retry:
+            self._ready.extend([_Row(held, same) for same in batches(held, messages, len(messages))])
+        else:
+            self._ready.append(_Row(held, messages))
         self._wake_one()
 
     def go_on(self) -> None:
@@ -98,9 +111,9 @@ class ConcurrentConsuming:
         """A line for each call that runs now."""
         now = anyio.current_time()
         return [
-            f"{worker.item[0].queue}: {worker.item[1]!r} for {now - worker.started:.3f} s"
+            f"{worker.held.queue}: {worker.messages!r} for {now - worker.started:.3f} s"
             for worker in self._workers
-            if worker.item is not None and worker.started is not None
+            if worker.held is not None and worker.started is not None
         ]
 
     # -- workers ------------------------------------------------------------------------------------------------
@@ -145,21 +158,21 @@ class ConcurrentConsuming:
             with anyio.CancelScope() as worker.scope:
                 later = await guarded(self._call_while_done(worker, once=shared))
         except Exception as error:  # noqa: BLE001 - whatever a listener raises is the user's
-            if worker.item is not None:
-                log_failure(self._delivery.group, worker.item[1], error)
+            if worker.held is not None:
+                log_failure(self._delivery.group, worker.messages, error)
         finally:
             if shared:
                 self._delivery.limiter.release_on_behalf_of(worker)
-        item, worker.item = worker.item, None
+        held, worker.held = worker.held, None
+        messages, worker.messages = worker.messages, []
         started, worker.started = worker.started, None
-        if item is None:
+        if held is None:
             return
-        held, messages = item
         now = anyio.current_time()
         if worker.is_overdue:
             worker.is_overdue = False
             later = ConsumeLater(delay_level=OVERDUE_LEVEL)
-        assert later is not None  # noqa: S101 - what is done leaves no item
+        assert later is not None  # noqa: S101 - what is done leaves no call
         try:
             done = min(max(later.consumed_count, 0), len(messages))
             self._delivery.count(held.queue.topic, done, len(messages) - done, now - (started or now), now)
@@ -168,56 +181,68 @@ class ConcurrentConsuming:
             held.call_ended(anyio.current_time())
 
     async def _call_while_done(self, worker: _Worker, *, once: bool) -> ConsumeLater | None:
-        """Make calls as long as their messages are done; what to do with those of `worker.item` that are not.
+        """Make calls as long as their messages are done; what to do with those of `worker` that are not.
 
         Every line in here counts: a listener that never waits is called some 100,000 times a second.
         """
         delivery, ready, clock = self._delivery, self._ready, self._clock
-        left = CALLS_A_TURN
+        size, room, listeners = delivery.batch_size, delivery.room, delivery.listeners
         topic, counts = "", TopicCounts()
         now = clock()
+        left, until = CALLS_A_TURN, now + TURN_SECONDS
         while ready and delivery.open:
-            item = ready.popleft()
-            held, messages = item
+            row = ready[0]
+            held = row.held
             if held.leaving:
+                ready.popleft()
                 continue
+            begin = row.begin
+            row.begin = end = begin + size
+            messages = row.messages[begin:end]
+            if end >= len(row.messages):
+                ready.popleft()
             if ready and not self._waking:
                 self._wake_one()
-            listener = delivery.listener(held, messages[0])
-            if listener is None:
-                continue
             if topic != held.queue.topic:
                 topic = held.queue.topic
                 counts = delivery.figures.of(topic, now).counts
+            listener = listeners.get(topic) or delivery.listener(held, messages[0])
+            if listener is None:
+                continue
             held.calls += 1
-            worker.item = item
+            worker.held = held
+            worker.messages = messages
             worker.started = now
             outcome: Outcome = await listener(messages)
             if outcome is not None and outcome is not ConsumeResult.SUCCESS:
                 return later_of(outcome)
-            worker.item = worker.started = None
+            worker.held = worker.started = None
             before, now = now, clock()
             counts.calls += 1
             counts.call_seconds += now - before
             counts.consumed += len(messages)
-            self._done(held, messages)
+            state = held.state
+            if size == 1 and not state.dropped:
+                state.finished_one(messages[0].queue_offset)
+                if held.room is not None or room.has_total:
+                    room.finished(held)
+            else:
+                self._done(held, messages)
             held.call_ended(now)
             if once:
                 break
             left -= 1
-            if worker.is_overdue or not left:
-                worker.is_overdue, left = False, CALLS_A_TURN
+            if not left or now > until or worker.is_overdue:
+                worker.is_overdue = False
                 await anyio.lowlevel.checkpoint()
                 now = clock()
+                left, until = CALLS_A_TURN, now + TURN_SECONDS
         return None
 
     def _done(self, held: HeldQueue, messages: list[ReceivedMessage]) -> None:
         if held.state.dropped:
             return
-        if len(messages) == 1:
-            held.state.finished_one(messages[0].queue_offset)
-        else:
-            held.finished(messages)
+        held.finished(messages)
         self._delivery.room.finished(held)
 
     # -- what was not done --------------------------------------------------------------------------------------

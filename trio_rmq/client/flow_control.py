@@ -36,7 +36,8 @@ class Room:
         self._bounds = bounds
         self._held = held
         self._orderly = orderly
-        self._has_total = bounds.total_count_max is not None or bounds.total_size_max_bytes is not None
+        self.has_total = bounds.total_count_max is not None or bounds.total_size_max_bytes is not None
+        """Whether a bound is shared: then what one queue finishes may make room for any other."""
 
     def reason(self, held: HeldQueue) -> str | None:
         """Which bound keeps a queue from being pulled now, None when there is room."""
@@ -47,7 +48,7 @@ class Room:
             return f"{state.size_bytes} bytes are unfinished"
         if not self._orderly and state.span > bounds.span_max:
             return f"unfinished messages span {state.span} offsets"
-        if self._has_total:
+        if self.has_total:
             states = [other.state for other in self._held.values()]
             if bounds.total_count_max is not None and sum(one.count for one in states) >= bounds.total_count_max:
                 return f"the consumer holds {bounds.total_count_max} messages"
@@ -67,7 +68,7 @@ class Room:
 
     def finished(self, held: HeldQueue) -> None:
         """After messages of a queue were finished: wake the pulls that have room now."""
-        if self._has_total:
+        if self.has_total:
             for other in self._held.values():
                 self._wake(other)
         elif held.room is not None:

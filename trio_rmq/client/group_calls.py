@@ -141,8 +141,12 @@ async def pull(
     sub_version: int,
     expression_type: str = EXPRESSION_TAG,
     max_messages: int,
+    now: float | None = None,
 ) -> Command:
-    """One pull, held by the broker when nothing is there; the filter is the one of the heartbeat."""
+    """One pull, held by the broker when nothing is there; the filter is the one of the heartbeat.
+
+    `now` is anyio's current time, from who knows it already.
+    """
     header = headers.PullMessageRequestHeader(
         consumer_group=group,
         topic=queue.topic,
@@ -155,7 +159,7 @@ async def pull(
         sub_version=sub_version,
         expression_type=expression_type,
     )
-    answer = await remoting.request(address, Command(RequestCode.PULL_MESSAGE, header=header), PULL_SECONDS)
+    answer = await remoting.request(address, Command(RequestCode.PULL_MESSAGE, header=header), PULL_SECONDS, now)
     if answer.code not in PULL_ANSWERS:
         raise ResponseError(answer.code, answer.remark, address=address)
     return answer

@@ -159,65 +159,47 @@ class SendResult(msgspec.Struct, frozen=True):
         return self.message_id.split(",")
 
 
-class ReceivedMessage:
+class ReceivedMessage(msgspec.Struct, eq=False, gc=False):
     """A message as a consumer gets it.  `queue` is where it was read, `stored` the record as the broker keeps it.
 
     `reconsume_times` is how often consuming it failed before; a consumer that retries in place counts on.  The record
-    is decoded, the body unpacked and the properties read when they are asked for first.
+    is decoded, the body unpacked and the properties read when they are asked for first.  A Struct because it is made in
+    C, not compared; nothing in it refers back to it.
     """
 
-    __slots__ = (
-        "_body",
-        "_properties",
-        "_record",
-        "_stored",
-        "queue",
-        "queue_offset",
-        "reconsume_times",
-        "stored_body_size_bytes",
-    )  # fmt: skip
-
-    def __init__(self, queue: MessageQueue, stored: StoredMessage) -> None:
-        self.queue = queue
-        self.queue_offset = stored.queue_offset
-        """The message's offset in its queue."""
-        self.reconsume_times = stored.reconsume_times
-        self.stored_body_size_bytes = len(stored.body)
-        """Bytes of the body as the broker keeps it, maybe packed."""
-        self._stored: StoredMessage | None = stored
-        self._record: tuple[bytes, int] | None = None
-        self._body: bytes | None = None
-        self._properties: Mapping[str, str] | None = None
+    queue: MessageQueue
+    queue_offset: int
+    """The message's offset in its queue."""
+    reconsume_times: int
+    stored_body_size_bytes: int
+    """Bytes of the body as the broker keeps it, maybe packed."""
+    _records: bytes | None = None
+    _position: int = 0
+    _stored: StoredMessage | None = None
+    _body: bytes | None = None
+    _properties: Mapping[str, str] | None = None
 
     @classmethod
     def from_record(cls, stored: StoredMessage, queue: MessageQueue) -> ReceivedMessage:
         """The message in a stored record."""
-        return cls(queue, stored)
+        return cls(queue, stored.queue_offset, stored.reconsume_times, len(stored.body), _stored=stored)
 
     @classmethod
     def pulled(cls, queue: MessageQueue, body: bytes) -> list[ReceivedMessage]:
         """The messages of a pull response's body; ProtocolError when it does not hold whole records and only these."""
-        messages = []
-        new = cls.__new__
-        for position, queue_offset, reconsume_times, body_size in glance_records(body):
-            message = new(cls)
-            message.queue = queue
-            message.queue_offset = queue_offset
-            message.reconsume_times = reconsume_times
-            message.stored_body_size_bytes = body_size
-            message._record = (body, position)
-            message._stored = message._body = message._properties = None
-            messages.append(message)
-        return messages
+        return [
+            cls(queue, queue_offset, reconsume_times, body_size, body, position)
+            for position, queue_offset, reconsume_times, body_size in glance_records(body)
+        ]
 
     @property
     def stored(self) -> StoredMessage:
         """The record; ProtocolError when its topic is no UTF-8."""
         stored = self._stored
         if stored is None:
-            assert self._record is not None  # noqa: S101 - one of the two is there
-            stored = self._stored = decode_record(*self._record)
-            self._record = None
+            assert self._records is not None  # noqa: S101 - one of the two is there
+            stored = self._stored = decode_record(self._records, self._position)
+            self._records = None
         return stored
 
     def __repr__(self) -> str:

@@ -6,7 +6,7 @@ was not processed is delivered again after a crash.  Source of the idea and limi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from trio_rmq.wire.groups import MessageQueue
 
@@ -26,12 +26,13 @@ class ProcessQueue:
         """The bytes of the unfinished messages' bodies."""
         self._sizes: dict[int, int] = {}  # in order of offsets, because pulls go forward
 
-    def pulled(self, messages: Iterable[tuple[int, int]], next_offset: int) -> None:
-        """(offset, body size) of each message that will be consumed, and where the next pull begins."""
-        for offset, size in messages:
-            if offset not in self._sizes:
-                self._sizes[offset] = size
-                self.size_bytes += size
+    def pulled(self, offsets: Sequence[int], sizes: Sequence[int], next_offset: int) -> None:
+        """Offset and body size of each message that will be consumed, and where the next pull begins."""
+        count = len(self._sizes) + len(offsets)
+        self._sizes.update(zip(offsets, sizes, strict=True))
+        self.size_bytes += sum(sizes)
+        if len(self._sizes) != count:  # a broker sent some again
+            self.size_bytes = sum(self._sizes.values())
         self.next_offset = next_offset
 
     def finished(self, offsets: Iterable[int]) -> None:

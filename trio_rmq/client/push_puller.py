@@ -14,6 +14,7 @@ import anyio
 
 from trio_rmq.client import group_calls
 from trio_rmq.client.consumer_figures import ConsumerFigures
+from trio_rmq.client.consuming import loop_clock
 from trio_rmq.client.flow_control import Room
 from trio_rmq.client.held_queue import HeldQueue
 from trio_rmq.client.message import ReceivedMessage
@@ -69,6 +70,7 @@ class PushPuller:
         self._resumed = anyio.Event()
         self._resumed.set()
         self._scopes: set[anyio.CancelScope] = set()
+        self._clock = anyio.current_time
 
     def suspend(self) -> None:
         """Pull nothing more until `resume`; pulls under way are given up."""
@@ -83,30 +85,35 @@ class PushPuller:
 
     async def run(self, held: HeldQueue) -> None:
         """Pull a queue until it is left."""
-        pause = 0.0
+        self._clock = loop_clock()
         with held.pulling:
             while True:
                 await self._resumed.wait()
-                await self._wait_lock(held)
-                await self._room.wait(held)
                 with anyio.CancelScope() as scope:
                     self._scopes.add(scope)
                     try:
-                        await self._pull(held)
-                        pause = 0.0
-                    except (RemotingError, ResponseError, ProtocolError, RouteNotFoundError) as error:
-                        level = logging.WARNING if not pause else logging.DEBUG
-                        logger.log(level, "group %s: pull of %s failed: %s", self._group, held.queue, error)
-                        if isinstance(error, ResponseError) and error.response_code in _UNKNOWN_TO_BROKER:
-                            self._introduce()
-                        pause = min(max(pause * 2, FIRST_PAUSE_SECONDS), PAUSE_SECONDS)
-                        await anyio.sleep(pause)
+                        await self._pull_on(held)
                     finally:
                         self._scopes.discard(scope)
 
-    async def _wait_lock(self, held: HeldQueue) -> None:
-        while not held.is_locked(anyio.current_time()):
-            await held.wait_changed()
+    async def _pull_on(self, held: HeldQueue) -> None:
+        """Pull a queue until cancelled."""
+        pause = 0.0
+        while True:
+            while not held.is_locked(self._clock()):
+                await held.wait_changed()
+            if self._room.reason(held) is not None:
+                await self._room.wait(held)
+            try:
+                await self._pull(held)
+                pause = 0.0
+            except (RemotingError, ResponseError, ProtocolError, RouteNotFoundError) as error:
+                level = logging.WARNING if not pause else logging.DEBUG
+                logger.log(level, "group %s: pull of %s failed: %s", self._group, held.queue, error)
+                if isinstance(error, ResponseError) and error.response_code in _UNKNOWN_TO_BROKER:
+                    self._introduce()
+                pause = min(max(pause * 2, FIRST_PAUSE_SECONDS), PAUSE_SECONDS)
+                await anyio.sleep(pause)
 
     async def _pull(self, held: HeldQueue) -> None:
         state = held.state
@@ -114,10 +121,14 @@ class PushPuller:
         subscription = self._subscriptions.get(queue.topic)
         if subscription is None:  # unsubscribed just now: the rebalance will let it go
             raise ProtocolError(f"{queue.topic} is not subscribed any more")
-        started = held.last_pull = anyio.current_time()
+        started = held.last_pull = self._clock()
+        address = self._offsets.known_address(queue, started)
+        if address is None:
+            address = await self._offsets.address(queue)
+            started = held.last_pull = self._clock()
         answer = await group_calls.pull(
             self._remoting,
-            await self._offsets.address(queue),
+            address,
             self._group,
             queue,
             offset=state.next_offset,
@@ -125,6 +136,7 @@ class PushPuller:
             sub_version=subscription.sub_version,
             expression_type=subscription.expression_type,
             max_messages=self._batch_size,
+            now=started,
         )
         next_offset = answer.decode_header(PullMessageResponseHeader).next_begin_offset
         if answer.code == ResponseCode.PULL_OFFSET_MOVED:
@@ -141,11 +153,15 @@ class PushPuller:
         messages = ReceivedMessage.pulled(queue, answer.body)
         if wanted:
             messages = [message for message in messages if message.stored.tags in wanted]
-        now = anyio.current_time()
+        now = self._clock()
         counts = self._figures.of(queue.topic, now).counts
         counts.pulls += 1
         counts.pulled += len(messages)
         counts.pull_seconds += now - started
-        state.pulled([(message.queue_offset, message.stored_body_size_bytes) for message in messages], next_offset)
+        state.pulled(
+            [message.queue_offset for message in messages],
+            [message.stored_body_size_bytes for message in messages],
+            next_offset,
+        )
         if messages:
             self._accept(held, messages)

@@ -24,6 +24,11 @@ class QueueOffsets:
         """The topic's queues that can be read, in the order that all members of a group share."""
         return sorted((await self._routes.route(topic)).read_queues, key=lambda queue: queue.sort_key)
 
+    def known_address(self, queue: MessageQueue, now: float) -> str | None:
+        """The address of the queue's broker by a route that is still fresh at anyio's time `now`; else None: ask."""
+        route = self._routes.fresh(queue.topic, now)
+        return None if route is None else route.master(queue.broker_name)
+
     async def address(self, queue: MessageQueue) -> str:
         """The address of the queue's broker, asked anew when the route known has none."""
         address = (await self._routes.route(queue.topic)).master(queue.broker_name)

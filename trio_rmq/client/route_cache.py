@@ -124,6 +124,11 @@ class RouteCache:
             return known
         return None if self._is_old(known, now) else known
 
+    def fresh(self, topic: str, now: float) -> Route | None:
+        """The route that can be used to read without asking, at anyio's time `now`."""
+        known = self._routes.get(topic)
+        return None if known is None or known.from_template or self._is_old(known, now) else known
+
     def refresh_soon(self, topic: str) -> None:
         """Have `run_refresh` ask for the topic now: something about its route was wrong."""
         if self._refreshed_in_background:
