@@ -208,6 +208,6 @@ async def test_what_cannot_be_asked_or_answered(name_server: str, topic: str) ->
 
 def without(message: ReceivedMessage, name: str) -> ReceivedMessage:
     """The message as if it did not have this property."""
-    other = ReceivedMessage(message.queue, message.stored)
+    other = ReceivedMessage.from_record(message.stored, message.queue)
     other._properties = {key: value for key, value in message.properties.items() if key != name}
     return other

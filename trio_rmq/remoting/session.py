@@ -384,9 +384,8 @@ class Session(ABC):
             return
         self._enqueue(self._encode_safely(replies))
         if not self._writing:
+            # Not one step later: others that were woken by the same event queue theirs during this write.
             self._writing = True
-            # Others that were woken by the same event queue theirs now, and all leave in one write.
-            await trio.lowlevel.cancel_shielded_checkpoint()
             await self._write_queue()
 
     # --- writing ---------------------------------------------------------------------------------------------------
