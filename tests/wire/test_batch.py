@@ -20,26 +20,29 @@ items = st.lists(
 )
 
 
+def decoded(body: bytes) -> list[BatchItem]:
+    """The items of a batch's body."""
+    return [BatchItem(*item) for item in decode_batch(body)]
+
+
 def test_the_bytes_of_java() -> None:
     item = BatchItem(1, b"b", b"WAIT\x01true\x02TAGS\x01TagB\x02")
     assert encode_batch([item]).hex() == VALUES["batch_item"]["hex"]
-    assert decode_batch(bytes.fromhex(VALUES["batch_item"]["hex"])) == [item]
+    assert decoded(bytes.fromhex(VALUES["batch_item"]["hex"])) == [item]
 
 
 @given(items)
 def test_what_is_encoded_is_decoded(batch: list[BatchItem]) -> None:
-    encoded = encode_batch(batch)
-    assert decode_batch(encoded) == batch
-    assert decode_batch(memoryview(encoded)) == batch
+    assert decoded(encode_batch(batch)) == batch
 
 
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_raise_only_protocol_errors(data: bytes) -> None:
     try:
-        decoded = decode_batch(data)
+        found = decode_batch(data)
     except ProtocolError:
         return
-    assert len(decoded) <= len(data) / 22
+    assert len(found) <= len(data) / 22
 
 
 def test_a_lie_is_message_illegal() -> None:

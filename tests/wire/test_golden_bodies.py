@@ -47,6 +47,12 @@ def records_again(body: bytes, _: dict[str, Any]) -> bytes:
 data_version_again = again(topics.decode_data_version, topics.encode_data_version)
 topic_table_again = again(topics.decode_topic_table, topics.encode_topic_table)
 
+
+def batch_items(body: bytes) -> list[batch.BatchItem]:
+    """The items of a batch send."""
+    return [batch.BatchItem(*item) for item in batch.decode_batch(body)]
+
+
 BODIES: dict[str, Again] = {
     "REGISTER_BROKER.request": registration_again,
     "QUERY_DATA_VERSION.request": data_version_again,
@@ -58,7 +64,7 @@ BODIES: dict[str, Again] = {
     "GET_CONSUMER_CONNECTION_LIST.response": again(
         groups.decode_consumer_connection, groups.encode_consumer_connection
     ),
-    "SEND_BATCH_MESSAGE.request": again(batch.decode_batch, batch.encode_batch),
+    "SEND_BATCH_MESSAGE.request": again(batch_items, batch.encode_batch),
     "QUERY_MESSAGE.response": records_again,
     "VIEW_MESSAGE_BY_ID.response": records_again,
     "CHECK_TRANSACTION_STATE.request": records_again,

@@ -48,6 +48,12 @@ _pack_entry = ENTRY.pack
 _FIXED_BYTES = RECORD_SIZE_MIN_BYTES - 3
 """A record without body, topic, properties and the lengths of the last two."""
 
+_RECORD_EXTRA_MAX_BYTES = RECORD_SIZE_MIN_BYTES + 24 + 1 + TOPIC_LENGTH_MAX
+"""A record without body and properties, at most."""
+
+_TEXT_UNIT_MAX_BYTES = 4
+"""Of one character in UTF-8."""
+
 _HOSTS_V6 = BORN_HOST_V6 | STORE_HOST_V6
 _NO_ENTRY = TRANSACTION_PREPARED
 """The bit that prepared and rolled-back records have, which get neither a queue offset nor an entry."""
@@ -111,7 +117,7 @@ class Appender:
         staged: Staged = []
         results: list[AppendResult] = []
         earlier: list[tuple[int, list[bytes], int]] = []
-        if together:
+        if together and _size_bound(messages) > file_end - position:
             fits = self._check_together(messages, file_end - position)
             if isinstance(fits, list):
                 return fits
@@ -141,7 +147,11 @@ class Appender:
                 or properties_size > PROPERTIES_SIZE_MAX_BYTES
                 or 0 in properties  # recovery knows a torn record by it: no checksum covers the properties
             ):
-                results.append(self._illegal(message, properties))
+                illegal = self._illegal(message, properties)
+                if together:
+                    self._take_back(staged, 0)
+                    return self._refuse_all(messages, illegal.status, illegal.remark)
+                results.append(illegal)
                 continue
             if properties_size != queue.properties_size:
                 queue.properties_size = properties_size
@@ -197,6 +207,9 @@ class Appender:
                     parts.append(self._encode_v6(queue, queue_offset, position, now, message, properties))
             except (struct.error, ProtocolError) as error:
                 remark = f"a field of the message does not fit the stored record: {error}"
+                if together:
+                    self._take_back(staged, 0)
+                    return self._refuse_all(messages, AppendStatus.MESSAGE_ILLEGAL, remark)
                 results.append(AppendResult(AppendStatus.MESSAGE_ILLEGAL, remark=remark))
                 continue
             if not sys_flag & _NO_ENTRY:
@@ -365,3 +378,9 @@ class Appender:
             AppendStatus.MESSAGE_ILLEGAL,
             remark=f"{size} bytes of records do not fit a log file of {self._log.files.file_size} bytes",
         )
+
+
+def _size_bound(messages: Sequence[NewMessage]) -> int:
+    """At least what the records of `messages` and a filler take; told without looking at each closely."""
+    sizes = sum([len(message.body) + _TEXT_UNIT_MAX_BYTES * len(message.properties) for message in messages])
+    return BLANK_SIZE_BYTES + len(messages) * _RECORD_EXTRA_MAX_BYTES + sizes

@@ -152,20 +152,20 @@ def take_appended(stored: Iterable[tuple[NewMessage, AppendResult]], pending: Pe
         if message.sys_flag & TRANSACTION_MASK:
             break
         offset, time_ms, properties = result.physical_offset, result.store_timestamp_ms, message.properties
+        text = properties if isinstance(properties, str) else properties.decode("latin-1")  # the same, if ASCII
         # Nearly all have their unique key at the start, no other, and differ from the one before in its tail only.
         if (
-            isinstance(properties, str)
-            and properties.rfind(_UNIQUE_KEY_TEXT) == 0
-            and (end := properties.find(_PROPERTY_END_TEXT)) >= _ONLY_KEY_END_MIN
-            and _KEYS_TEXT not in properties
-            and properties.isascii()
+            text.rfind(_UNIQUE_KEY_TEXT) == 0
+            and (end := text.find(_PROPERTY_END_TEXT)) >= _ONLY_KEY_END_MIN
+            and _KEYS_TEXT not in text
+            and text.isascii()
         ):
             tail_at = end - _TAIL_UNITS
-            head = properties[_UNIQUE_KEY_AT:tail_at]
+            head = text[_UNIQUE_KEY_AT:tail_at]
             if head != last_head or message.topic != last_topic:
                 last_topic, last_head = message.topic, head
                 moved = _head_hash(last_topic.encode(), head.encode())
-            add_hash(_joined_hash(moved, properties[tail_at:end].encode()))
+            add_hash(_joined_hash(moved, text[tail_at:end].encode()))
             add_offset(offset)
             add_time(time_ms)
         else:

@@ -16,6 +16,7 @@ from trio_rmq.errors import ProtocolError
 from trio_rmq.limits import PROPERTIES_SIZE_MAX_BYTES
 
 _HEAD = struct.Struct(">iiiii")
+_HEAD_SIZE_BYTES = _HEAD.size
 _SHORT = struct.Struct(">h")
 _MESSAGE_ILLEGAL = 13
 
@@ -43,25 +44,30 @@ def encode_batch(items: Iterable[BatchItem]) -> bytes:
     return b"".join(parts)
 
 
-def decode_batch(body: bytes | memoryview) -> list[BatchItem]:
-    """The messages of a batch send's body; ProtocolError (MESSAGE_ILLEGAL) when an item is cut short or lies."""
-    items: list[BatchItem] = []
+def decode_batch(body: bytes) -> list[tuple[int, bytes, bytes]]:
+    """(flag, body, properties) of each message of a batch send's body.
+
+    ProtocolError (MESSAGE_ILLEGAL) when an item is cut short or lies.
+    """
+    items: list[tuple[int, bytes, bytes]] = []
+    unpack = _HEAD.unpack_from
     position, end = 0, len(body)
     while position < end:
-        if position + _HEAD.size + 2 > end:
+        body_at = position + _HEAD_SIZE_BYTES
+        if body_at + 2 > end:
             raise _illegal("a batch item is cut short")
-        size, _magic, _crc, flag, body_size = _HEAD.unpack_from(body, position)
-        body_at = position + _HEAD.size
-        properties_at = body_at + body_size + 2
+        size, _magic, _crc, flag, body_size = unpack(body, position)
+        body_end = body_at + body_size
+        properties_at = body_end + 2
         if body_size < 0 or properties_at > end:
             raise _illegal("a batch item's body reaches beyond the request")
-        (properties_size,) = _SHORT.unpack_from(body, properties_at - 2)
+        properties_size = body[body_end] << 8 | body[body_end + 1]
         item_end = properties_at + properties_size
-        if not 0 <= properties_size <= PROPERTIES_SIZE_MAX_BYTES or item_end > end:
+        if properties_size > PROPERTIES_SIZE_MAX_BYTES or item_end > end:
             raise _illegal("a batch item's properties reach beyond the request")
         if size != item_end - position:
             raise _illegal("a batch item's size is not that of its parts")
-        items.append(BatchItem(flag, bytes(body[body_at : properties_at - 2]), bytes(body[properties_at:item_end])))
+        items.append((flag, body[body_at:body_end], body[properties_at:item_end]))
         position = item_end
     return items
 

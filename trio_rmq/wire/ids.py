@@ -9,6 +9,7 @@ Source: RocketMQ MessageDecoder.createMessageId, MessageClientIDSetter.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from datetime import datetime
 from functools import lru_cache
 from ipaddress import ip_address
@@ -70,6 +71,12 @@ def _host_hex(host: Host) -> str:
 def encode_offset_id(store_host: Host, physical_offset: int) -> str:
     """The offset message id: upper-case hex of store host and physical offset, 32 (IPv4) or 56 (IPv6) characters."""
     return f"{_host_hex(store_host)}{physical_offset:016X}"
+
+
+def encode_offset_ids(store_host: Host, physical_offsets: Iterable[int]) -> list[str]:
+    """The offset message ids of records of one store."""
+    start = _host_hex(store_host)
+    return [f"{start}{offset:016X}" for offset in physical_offsets]
 
 
 def decode_offset_id(text: str) -> tuple[Host, int]:

@@ -36,7 +36,7 @@ from trio_rmq.wire.headers import (
     SendMessageRequestHeaderV2,
     SendMessageResponseHeader,
 )
-from trio_rmq.wire.ids import Host, encode_offset_id
+from trio_rmq.wire.ids import Host, encode_offset_ids
 from trio_rmq.wire.send_reply import SendReplyEncoder
 from trio_rmq.wire.sysflag import (
     BORN_HOST_V6,
@@ -238,8 +238,7 @@ class SendHandlers:
         first = results[0]
         if first.status is not AppendStatus.PUT_OK:
             return request.reply(_CODES[first.status], ext=self._answer_ext, remark=first.remark)
-        host = self._store_host
-        ids = [encode_offset_id(host, result.physical_offset) for result in results]
+        ids = encode_offset_ids(self._store_host, [result.physical_offset for result in results])
         return request.reply(
             header=SendMessageResponseHeader(
                 msg_id=ids[0] if len(ids) == 1 else ",".join(ids),
@@ -342,26 +341,16 @@ class SendHandlers:
         if sys_flag & TRANSACTION_MASK:
             raise RequestError(ResponseCode.MESSAGE_ILLEGAL, "batch messages cannot be transactional; send singly")
         shared_bytes = self._stored.with_cluster(shared).encode()
+        born_ms, born_host, reconsume_times = header.born_timestamp, session.peer_host, header.reconsume_times or 0
         messages = []
-        for item in items:
-            text = prop.join_properties(item.properties, shared_bytes)
+        for flag, body, properties in items:
+            text = prop.join_properties(properties, shared_bytes)
             if len(text) > PROPERTIES_SIZE_MAX_BYTES:
                 raise properties_too_large(len(text))
-            tags = prop.property_of_bytes(text, b"TAGS")
+            tags = prop.property_of_bytes(text, b"TAGS") if b"TAGS\x01" in text else None
+            code = 0 if tags is None else tags_code(tags.decode("utf-8", "replace"))
             messages.append(
-                NewMessage(
-                    name,
-                    queue_id,
-                    item.body,
-                    text,
-                    item.flag,
-                    sys_flag,
-                    header.born_timestamp,
-                    session.peer_host,
-                    header.reconsume_times or 0,
-                    0,
-                    0 if tags is None else tags_code(tags.decode("utf-8", "replace")),
-                )
+                NewMessage(name, queue_id, body, text, flag, sys_flag, born_ms, born_host, reconsume_times, 0, code)
             )
         return messages
 
