@@ -150,6 +150,19 @@ async def test_what_a_crash_left_behind_the_last_entry_is_zeroed(place: Place) -
 
 
 @pytest.mark.trio
+async def test_a_queue_that_is_made_again_begins_its_units_anew(place: Place) -> None:
+    async with place.open(**EXT) as store:
+        stored(store.append([new_message(b"%d" % number, tags="a") for number in range(300)]))
+    place.crash()
+    assert len(place.disk.list_directory(f"{place.root}/consumequeue_ext/T/0")) == 2
+    async with place.open(**EXT) as store:
+        assert bodies(store, tags_codes=frozenset({tags_code("a")})) == [b"%d" % number for number in range(300)]
+        ((_, _, first),) = struct.iter_unpack(">qiq", store._queues.table["T", 0].read(0, 1))
+    assert first == -(2**63)
+    assert place.read(FIRST)[:20].endswith(bytes(2))
+
+
+@pytest.mark.trio
 async def test_lost_units_hide_no_message(place: Place) -> None:
     async with place.open(**EXT) as store:
         stored(store.append([new_message(b"%d" % number, tags="a") for number in range(10)]))

@@ -148,6 +148,18 @@ async def test_many_entries_behind_the_mark_move_it_early(
             assert (mark_in(place) != before) == is_marked
 
 
+async def test_a_mark_that_is_taken_back_is_gone_on_disk(place: Place) -> None:
+    """A rebuild takes it back: entries that it had no time to write are no longer those that the mark counted."""
+    await fill(place, COUNT)
+    checkpoint = Checkpoint(place.disk, f"{place.root}/checkpoint")
+    checkpoint.load()
+    assert checkpoint.mark is not None
+    checkpoint.mark = None
+    checkpoint.write()
+    assert mark_in(place) is None
+    assert not any(place.read("checkpoint")[256:])
+
+
 async def test_the_longs_of_other_versions_stay(place: Place) -> None:
     place.disk.make_directories(place.root)
     place.write("checkpoint", bytes(range(40)).ljust(4096, b"\0"))

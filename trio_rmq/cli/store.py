@@ -144,6 +144,8 @@ def rebuild(folder: Folder, settings: Settings = None, config: ConfigFile = None
     print(f"  {done.queues} queues made anew with {done.entries} entries of {done.records} records")
     if done.kept_queues:
         print(f"  {len(done.kept_queues)} queues kept: the log holds no message of theirs any more")
+    if done.unit_files:
+        print(f"  {done.unit_files} extension files: what was made anew has no bit maps")
     print(f"  {done.index_files} index files made anew with {done.index_keys} keys")
 
 
@@ -196,7 +198,7 @@ def _print_inspected(found: Inspected) -> None:
     print(f"             {_time(found.first_time_ms)} to {_time(found.last_time_ms)}")
     print(
         f"  queues     {len(found.queues)}, {found.messages} messages, {found.queue_files} files of "
-        f"{found.queue_file_size} bytes"
+        f"{found.queue_file_size} bytes" + (f", {found.unit_files} extension files" if found.unit_files else "")
     )
     print(
         f"  checkpoint log {_time(found.checkpoint_log_ms)}, queues {_time(found.checkpoint_queues_ms)}, "
@@ -241,6 +243,8 @@ def _print_verified(done: Verified) -> None:
     print(f"  queues  {done.queues}: {done.queue_records} entries are those of their records")
     if done.unwritten_entries:
         print(f"          {done.unwritten_entries} entries are still to be made: the next start does it")
+    if done.units:
+        print(f"          {done.units} of them lead to their units in extension files")
     print(f"  index   {done.index_files} files, {done.index_items} keys")
     for finding in done.findings[:FINDINGS_SHOWN]:
         print(("damage: " if finding.damage else "note: ") + finding.sentence())

@@ -79,7 +79,9 @@ class Checkpoint:
         """Write times and mark into the file, made when missing, 4096 bytes long.  Written on return, not synced."""
         content = self._content
         _TIMES.pack_into(content, 0, self.log_time_ms, self.queues_time_ms, self.index_time_ms)
-        if self.mark is not None:
+        if self.mark is None:
+            content[_MARK_AT : _MARK_AT + _MARK.size] = bytes(_MARK.size)
+        else:
             _MARK.pack_into(content, _MARK_AT, _MARK_NAME, *self.mark, 0)
             _MARK.pack_into(content, _MARK_AT, _MARK_NAME, *self.mark, self._mark_checksum())
         handle = self._disk.open(self._path, create=True)

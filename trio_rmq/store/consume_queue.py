@@ -161,7 +161,7 @@ class ConsumeQueue:
             changed = self.files.zero_from(position) or changed
         self._set_end(end)
         if self.ext is not None:
-            self.ext.cut()
+            self.ext.cut(all_units=self.entry(end - 1) is None)
         return changed
 
     def remove_expired(self, min_physical_offset: int, *, units: bool = False) -> str | None:

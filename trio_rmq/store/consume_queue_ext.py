@@ -24,7 +24,8 @@ UNIT = struct.Struct(">hqqh")
 UNIT_SIZE_MAX_BYTES = 32_767
 _ADDRESS_BASE = -(2**63)
 _ADDRESS_MAX = -(2**31) - 1
-_MARK = b"\xff\xff"
+MARK = b"\xff\xff"
+"""Stands where a unit would begin, when the rest of the file is not used."""
 _MARK_ROOM_BYTES = 4
 _READ_BYTES = 32 * 1024
 _UNIT_READ_BYTES = 256
@@ -40,6 +41,11 @@ TAKEN = frozenset({1})
 def is_address(code: int) -> bool:
     """Whether an entry's tags code is the address of a unit: no tags code and no time is that small."""
     return code <= _ADDRESS_MAX
+
+
+def offset_of(address: int) -> int:
+    """Where in a queue's extension files the unit at `address` begins, in bytes."""
+    return address - _ADDRESS_BASE
 
 
 class ConsumeQueueExt:
@@ -72,8 +78,8 @@ class ConsumeQueueExt:
             return tags_code
         left = file_size - self.end % file_size
         if size + _MARK_ROOM_BYTES > left:
-            self.tail += _MARK
-            self.tail += bytes(left - len(_MARK))
+            self.tail += MARK
+            self.tail += bytes(left - len(MARK))
             self.end += left
         address = _ADDRESS_BASE + self.end
         self.tail += UNIT.pack(size, tags_code, store_timestamp_ms, len(bits))
@@ -104,7 +110,9 @@ class ConsumeQueueExt:
     def unit(self, address: int) -> tuple[int, int, bytes | None] | None:
         """(tags code, store time in ms, bit map) of the unit at `address`; None when none can be read there."""
         offset = address - _ADDRESS_BASE
-        return _parse(self._read(offset, _UNIT_READ_BYTES), 0) or _parse(self._read(offset, UNIT_SIZE_MAX_BYTES), 0)
+        return parse_unit(self._read(offset, _UNIT_READ_BYTES), 0) or parse_unit(
+            self._read(offset, UNIT_SIZE_MAX_BYTES), 0
+        )
 
     def tags_code(self, code: int) -> int:
         """The tags code of an entry that holds `code`; what cannot be read stays an address."""
@@ -124,10 +132,10 @@ class ConsumeQueueExt:
             unit = None
             if is_address(code):
                 offset = code - _ADDRESS_BASE
-                unit = _parse(block, offset - block_start) if offset >= block_start else None
+                unit = parse_unit(block, offset - block_start) if offset >= block_start else None
                 if unit is None:  # neighbours come with one read
                     block, block_start = self._read(offset, _READ_BYTES), offset
-                    unit = _parse(block, 0)
+                    unit = parse_unit(block, 0)
             if unit is None:
                 taken = is_address(code) or tags_codes is None or code in tags_codes
             else:
@@ -166,8 +174,11 @@ class ConsumeQueueExt:
         self.tail = bytearray()
         self._written = self.end = end
 
-    def cut(self) -> None:
-        """Remove from disk what stands after `end`; written, not synced."""
+    def cut(self, *, all_units: bool = False) -> None:
+        """Remove from disk what stands after `end`, or all units of a queue without entries; written, not synced."""
+        if all_units:
+            self.remove_files()
+            return
         file_size = self.files.file_size
         last = self.files.locate(self.end)
         self.files.remove_from(self.end if last is None else last + file_size)
@@ -195,7 +206,8 @@ class ConsumeQueueExt:
         return files.forget_first()
 
 
-def _parse(block: bytes, at: int) -> tuple[int, int, bytes | None] | None:
+def parse_unit(block: bytes, at: int) -> tuple[int, int, bytes | None] | None:
+    """(tags code, store time in ms, bit map) of the whole unit at `at`; None when none stands there."""
     if at + UNIT.size > len(block):
         return None
     size, tags_code, store_timestamp_ms, length = UNIT.unpack_from(block, at)

@@ -57,8 +57,8 @@ _START_MS = 1_790_000_000_000
 _V6 = (bytes(range(16)), 4711)
 
 
-def sample_store(seed: int, records: int) -> FaultyDisk:
-    """A store of about so many records, stopped in order.
+def sample_store(seed: int, records: int, **more: object) -> FaultyDisk:
+    """A store of about so many records, stopped in order; `more` settings than SETTINGS.
 
     Plain, tagged, keyed, delayed, compressed, half and committed ones, such that are dispatched to light queues, have
     IPv6 born hosts or came in batches; log, queue and index files are rolled.
@@ -69,7 +69,7 @@ def sample_store(seed: int, records: int) -> FaultyDisk:
 
     async def main() -> None:
         nonlocal now
-        async with Place(disk, ROOT).open(**SETTINGS) as store:
+        async with Place(disk, ROOT).open(**SETTINGS, **more) as store:
             number = 0
             while number < records:
                 kind = rng.choice(

@@ -165,7 +165,7 @@ async def test_a_store_in_use_is_looked_into(place: Place) -> None:
 
 @pytest.mark.trio
 async def test_index_files_of_any_size_are_understood(place: Place) -> None:
-    await fill(place, 60, max_index_num=37, max_hash_slot_num=91)
+    await fill(place, 60, settings={"max_index_num": 37, "max_hash_slot_num": 91})
     folder = opened(place, max_index_num=1000, max_hash_slot_num=1000)
     assert [(file.slot_count, file.item_count) for file in folder.index_files] == [(91, 37), (91, 37)]
     assert folder.findings.kept == []

@@ -25,6 +25,7 @@ from trio_rmq.wire.record import decode_records
 
 VECTORS = Path(__file__).parents[3] / "protocol" / "vectors" / "store"
 LOG = "commitlog/00000000000000000000"
+UNITS: dict[str, object] = {"enable_consume_queue_ext": True, "mapped_file_size_consume_queue_ext": 512}
 
 
 async def rebuild(place: Place, **settings: object) -> Rebuilt:
@@ -187,15 +188,16 @@ async def test_a_store_in_use_is_refused(place: Place) -> None:
         await rebuild(Place(place.disk, f"{place.root}/consumequeue"))
 
 
+@pytest.mark.parametrize("settings", [{}, UNITS], ids=["plain", "units"])
 @pytest.mark.parametrize("loss", ["kill", "power"])
-def test_cut_short_anywhere_the_next_start_finishes_it(loss: str) -> None:
+def test_cut_short_anywhere_the_next_start_finishes_it(loss: str, settings: dict[str, object]) -> None:
     """Every changing call of a rebuild is where the process dies, or the power fails; a broker starts afterwards."""
 
     async def made(disk: FaultyDisk) -> None:
-        await fill(Place(disk, "store"), 100)
+        await fill(Place(disk, "store"), 100, settings=settings)
 
     async def serve(place: Place) -> None:
-        async with place.open() as store:
+        async with place.open(**settings) as store:
             for queue_id in range(3):
                 offset, numbers = 0, []
                 while (answer := store.get_messages("T", queue_id, offset, max_count=32)).status is GetStatus.FOUND:
@@ -204,7 +206,8 @@ def test_cut_short_anywhere_the_next_start_finishes_it(loss: str) -> None:
                 assert numbers == [*range(queue_id, 100, 3)]
             found = await store.query("T", "k077", max_count=9, begin_ms=0, end_ms=2**62)
             assert len(found.records) == 1
-        assert verify_store(small_config("store"), disk=place.disk).findings == []
+        done = verify_store(small_config("store"), disk=place.disk)
+        assert (done.findings, done.units) == ([], 100 if settings else 0)
 
     def run(job: object) -> None:
         trio.run(job, clock=MockClock(autojump_threshold=0))  # type: ignore[arg-type]  # an async function

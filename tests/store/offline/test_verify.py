@@ -260,7 +260,7 @@ async def test_index_items_slots_and_header(place: Place) -> None:
 
 @pytest.mark.trio
 async def test_a_lost_index_is_no_damage(place: Place) -> None:
-    await fill(place, 60, max_index_num=30)
+    await fill(place, 60, settings={"max_index_num": 30})
     names = place.disk.list_directory(f"{place.root}/index")
     place.disk.unlink(f"{place.root}/index/{names[0]}")
     done = verify(place, max_index_num=30)

@@ -108,9 +108,15 @@ class StoreFolder:
         log_size, starts = self._find(log_folder, config.mapped_file_size_commit_log, may_be_empty=not self.clean)
         self.log = CommitLog(disk, self.handles, log_folder, log_size, set())
         self.log.files = self.log_files = FoundFiles(disk, self.handles, log_folder, log_size, starts)
-        self.queue_file_size = config.mapped_file_size_consume_queue
-        self.queues = self._find_queues(f"{root}/consumequeue")
+        self.queues, self.queue_file_size = self._find_queues("consumequeue", config.mapped_file_size_consume_queue)
         """By topic and queue id, in that order."""
+        if self.queue_file_size % ENTRY_SIZE_BYTES:
+            what = f"its files have {self.queue_file_size} bytes, which are no whole entries"
+            self.findings.add("length", f"{root}/consumequeue", 0, what)
+        self.units, self.unit_file_size = self._find_queues(
+            "consumequeue_ext", config.mapped_file_size_consume_queue_ext
+        )
+        """The extension files of those that have such."""
         self.index_files = self._find_index(f"{root}/index")
         self.checkpoint = Checkpoint(disk, f"{root}/checkpoint")
         self.checkpoint.load()
@@ -166,22 +172,21 @@ class StoreFolder:
                 self.findings.add("missing-file", path, 0, what, size_bytes=after - before - size)
         return size, starts
 
-    def _find_queues(self, directory: str) -> dict[tuple[str, int], FoundFiles]:
+    def _find_queues(self, name: str, size: int) -> tuple[dict[tuple[str, int], FoundFiles], int]:
+        """The runs of files below the folder `name`, and the length of their files: `size` where there are none."""
         queues = {}
+        directory = f"{self.root}/{name}"
         for topic in self.disk.list_directory(directory):
-            for name in self.disk.list_directory(f"{directory}/{topic}"):
-                path = f"{directory}/{topic}/{name}"
-                if not name.isascii() or not name.isdigit() or not self.disk.is_directory(path):
+            for number in self.disk.list_directory(f"{directory}/{topic}"):
+                path = f"{directory}/{topic}/{number}"
+                if not number.isascii() or not number.isdigit() or not self.disk.is_directory(path):
                     self.findings.add("stray", path, 0, "it does not belong there; Apache refuses to start")
                     continue
-                size, starts = self._find(path, self.queue_file_size, may_be_empty=not self.clean)
+                found_size, starts = self._find(path, size, may_be_empty=not self.clean)
                 if starts:
-                    if size % ENTRY_SIZE_BYTES:
-                        what = f"its files have {size} bytes, which are no whole entries"
-                        self.findings.add("length", path, 0, what)
-                    self.queue_file_size = size
-                queues[topic, int(name)] = FoundFiles(self.disk, self.handles, path, size, starts)
-        return dict(sorted(queues.items()))
+                    size = found_size
+                queues[topic, int(number)] = FoundFiles(self.disk, self.handles, path, found_size, starts)
+        return dict(sorted(queues.items())), size
 
     def _find_index(self, directory: str) -> list[IndexFile]:
         files = []

@@ -57,6 +57,8 @@ class Inspected(msgspec.Struct, frozen=True, rename="camel"):
     last_time_ms: int
     queue_file_size: int
     queue_files: int
+    unit_files: int
+    """Consume-queue extension files."""
     messages: int
     """Entries of all queues whose records are still in the log."""
     queues: list[QueueSummary]
@@ -116,6 +118,7 @@ def inspect_store(folder: StoreFolder, progress: Progress | None = None) -> Insp
         last_time_ms=tail.last_time_ms if tail.records else -1,
         queue_file_size=folder.queue_file_size,
         queue_files=sum(queue.files for queue in queues),
+        unit_files=sum(len(files.starts) for files in folder.units.values()),
         messages=sum(queue.messages for queue in queues),
         queues=queues,
         index=[

@@ -15,19 +15,18 @@ import msgspec
 
 from trio_rmq.limits import OFFLINE_BLOCKS_MAX
 from trio_rmq.store.consume_queue import DELAY_TOPIC, ENTRY, ENTRY_SIZE_BYTES, FILLER_SIZE
+from trio_rmq.store.consume_queue_ext import is_address
 from trio_rmq.store.dispatch import entry_tags_code
 from trio_rmq.store.multi_dispatch import LMQ_QUEUE_ID, dispatched_to
 from trio_rmq.store.offline.findings import Findings
 from trio_rmq.store.offline.folder import FoundFiles, Progress, StoreFolder
 from trio_rmq.store.offline.log_check import LogCheck
+from trio_rmq.store.offline.unit_check import UnitCheck
 from trio_rmq.wire.record import CheckedRecord, RecordKind, StoredMessage
 from trio_rmq.wire.sysflag import is_consumable
 
 _BLOCK_ENTRIES = 204
 _SCAN_ENTRIES = 4096
-_EXTENSION_BELOW = -(2**31)
-"""Codes below are addresses in the consume-queue extension."""
-
 Entry = tuple[int, int, int]
 """Physical offset, record size, tags code."""
 _EMPTY: Entry = (0, 0, 0)
@@ -71,6 +70,7 @@ class QueueCheck:
         self._states: dict[tuple[str, int], QueueState] = {}
         self._missing: dict[tuple[str, int], tuple[int, int, int]] = {}
         """Queues without files: how many records they should have, and where the first and the last stand."""
+        self._units = UnitCheck(folder, findings)
         self.unwritten = 0
         """Records behind the ends of their queues, whose entries the next start makes."""
 
@@ -103,6 +103,12 @@ class QueueCheck:
             if progress is not None and number % 100 == 0:
                 progress("queues", number, len(self._folder.queues))
         self._finish_missing()
+        self._units.finish()
+
+    @property
+    def units(self) -> int:
+        """Units of extension files that are those of their records."""
+        return self._units.right
 
     def states(self) -> list[QueueState]:
         """All queues that have files."""
@@ -136,22 +142,25 @@ class QueueCheck:
             if physical < self._log.settled_end:
                 state.settled = state.cursor
             if found != entry:
-                self._judge_entry(state, offset, found, entry)
+                self._judge_entry(state, offset, found, entry, time_ms)
         elif found[1] and found[1] != FILLER_SIZE and found[0] < physical and not self._log.is_damaged(found[0]):
             what = f"it leads to {found[0]}, but the record at {physical} says that it is its entry"
             self._add_entry(state, "queue-entry", offset, what, physical)
         else:
             self._lacks_entry(state, offset, found, physical)
 
-    def _judge_entry(self, state: QueueState, offset: int, found: Entry, entry: Entry) -> None:
-        """The entry leads to its record, but says something else of it."""
+    def _judge_entry(self, state: QueueState, offset: int, found: Entry, entry: Entry, time_ms: int) -> None:
+        """The entry leads to its record, but says something else of it, or leads to a unit that says the rest."""
         if found[1] != entry[1]:
             what = f"it says the record has {found[1]} bytes, it has {entry[1]}"
             self._add_entry(state, "queue-entry", offset, what, entry[0])
+        elif is_address(found[2]):
+            settled = entry[0] < self._log.settled_end
+            self._units.check((state.topic, state.queue_id), offset, found[2], entry, time_ms, settled=settled)
         elif state.topic == DELAY_TOPIC:
             what = f"its time of delivery is {found[2]}, the record's is {entry[2]}"
             self._add_entry(state, "tags-code", offset, what, entry[0])
-        elif found[2] >= _EXTENSION_BELOW:
+        else:
             what = f"its code is {found[2]}, that of the record's tags is {entry[2]}"
             self._add_entry(state, "tags-code", offset, what, entry[0])
 

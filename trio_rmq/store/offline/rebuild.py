@@ -5,7 +5,9 @@ not stopped in order and its checkpoint forgets what the queues and the index he
 anywhere is finished by the next start, or by the next rebuild.
 
 Kept as they are: queues all of whose messages went with deleted log files, because only their files tell the next
-offset.  Each queue file's time becomes that of its last record, since Apache's 4.9 searches by file times.
+offset.  Each queue file's time becomes that of its last record, since Apache's 4.9 searches by file times.  Where there
+are extension files, or the configuration asks for them, the others get new ones; their units have no bit maps, since
+nothing tells which filters there were, and a message without one counts as wanted until its record is read.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import msgspec
 from trio_rmq.config import MessageStoreConfig
 from trio_rmq.errors import StoreCorruptError, StoreError, StoreLockedError
 from trio_rmq.store.commit_log import CommitLog
-from trio_rmq.store.consume_queue import ENTRY_SIZE_BYTES, ConsumeQueue, ConsumeQueues
+from trio_rmq.store.consume_queue import ENTRY_SIZE_BYTES, ConsumeQueue, ConsumeQueues, ExtFiles
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.index import GROUP_KEYS_MAX, Index
 from trio_rmq.store.log_files import FileHandles
@@ -38,6 +40,8 @@ class Rebuilt(msgspec.Struct, frozen=True, rename="camel"):
     entries: int
     kept_queues: list[str]
     """`topic-queue` of those that were left as they were: the log holds no message of theirs any more."""
+    unit_files: int
+    """Consume-queue extension files there are now."""
     index_keys: int
     index_files: int
 
@@ -109,11 +113,12 @@ async def _forget(folder: StoreFolder, kept: set[tuple[str, int]]) -> None:
     checkpoint.write()
     await disk.sync([], paths=[checkpoint.path], directories=[root])
     changed = set()
-    for key, files in folder.queues.items():
-        if key not in kept:
-            for name in reversed(disk.list_directory(files.directory)):
-                disk.unlink(f"{files.directory}/{name}")
-            changed.add(files.directory)
+    for found in (folder.queues, folder.units):
+        for key, files in found.items():
+            if key not in kept:
+                for name in reversed(disk.list_directory(files.directory)):
+                    disk.unlink(f"{files.directory}/{name}")
+                changed.add(files.directory)
     for name in reversed(disk.list_directory(f"{root}/index")):
         disk.unlink(f"{root}/index/{name}")
         changed.add(f"{root}/index")
@@ -126,7 +131,10 @@ async def _make(
     root = folder.root
     handles = FileHandles(disk, 64)
     log = CommitLog(disk, handles, config.commit_log_folder, folder.log_files.file_size, set())
-    queues = ConsumeQueues(disk, handles, f"{root}/consumequeue", folder.queue_file_size)
+    ext = None
+    if config.enable_consume_queue_ext or any(files.starts for files in folder.units.values()):
+        ext = ExtFiles(f"{root}/consumequeue_ext", folder.unit_file_size, writes=True)
+    queues = ConsumeQueues(disk, handles, f"{root}/consumequeue", folder.queue_file_size, ext)
     checkpoint, fences = folder.checkpoint, folder.fences
     slots, items = config.max_hash_slot_num, config.max_index_num
     if folder.index_files:
@@ -171,6 +179,7 @@ async def _make(
         queues=len(queues.table) - len(kept),
         entries=recovered.dispatched,
         kept_queues=sorted(f"{topic}-{queue_id}" for topic, queue_id in kept),
+        unit_files=sum(len(files.starts) for files in made.units.values()),
         index_keys=sum(file.header.count - 1 for file in made.index_files),
         index_files=len(made.index_files),
     )

@@ -41,6 +41,8 @@ class Verified(msgspec.Struct, frozen=True, rename="camel"):
     """Records that have their entry, counted once for each queue."""
     unwritten_entries: int
     """Entries that the next start makes: of records that a stopped broker had not put into its queue files."""
+    units: int
+    """Units of extension files that are those of their records."""
     index_files: int
     index_items: int
     damages: int
@@ -118,6 +120,7 @@ def _verify(folder: StoreFolder, progress: Progress | None) -> Verified:
         queues=len(folder.queues),
         queue_records=sum(state.records for state in states),
         unwritten_entries=queues.unwritten,
+        units=queues.units,
         index_files=len(folder.index_files),
         index_items=index.items,
         damages=findings.damages,
