@@ -317,6 +317,7 @@ RULES = [
             "trio_rmq/broker/delay.py": "until a level's next message is due; before a save; a pause when refused",
             "trio_rmq/broker/members.py": "until the first client can have expired; an event when there is none",
             "trio_rmq/broker/stats.py": "between samples: rates need a look at fixed times",
+            "trio_rmq/broker/registration.py": "between questions to an address server, which tells nobody of a change",
             "trio_rmq/namesrv/liveness.py": "until the first broker can have expired; an event when there is none",
             "trio_rmq/remoting/listener.py": "until the first connection can be idle; and when out of file handles",
             "trio_rmq/store/flush.py": "asynchronous flush gathers writes for an interval after the first",

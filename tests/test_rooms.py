@@ -19,7 +19,17 @@ PACKAGE = "trio_rmq"
 
 GROUND = {"errors", "limits", "clock", "randomness", "config", "config_keys", "settings", "shares"}
 SERVER_HALF, CLIENT_HALF = "remoting", "remoting (client half)"
-CLIENT_HALF_FILES = {"address", "client", "connection", "outgoing", "request_table", "tls_context", "ws_client"}
+CLIENT_HALF_FILES = {
+    "address",
+    "client",
+    "connection",
+    "http_get",
+    "name_server_list",
+    "outgoing",
+    "request_table",
+    "tls_context",
+    "ws_client",
+}
 """The modules of remoting that a client needs; they run on Trio and on asyncio."""
 
 INSIDE: dict[str, set[str]] = {
@@ -60,7 +70,7 @@ OUTSIDE: dict[str, set[str]] = {
     "wire": {"msgspec", "cbor2"},
     "filter": {"msgspec"},
     "store": {"msgspec", "trio"},
-    CLIENT_HALF: {"msgspec", "anyio", "wsproto"},
+    CLIENT_HALF: {"msgspec", "anyio", "h11", "wsproto"},
     SERVER_HALF: {"msgspec", "trio", "trio_websocket", "wsproto", "cryptography"},
     "namesrv": {"msgspec", "trio"},
     "replication": {"msgspec", "trio"},

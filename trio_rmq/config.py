@@ -42,7 +42,9 @@ _OLD_SPELLINGS = {
 }
 """Keys as RocketMQ up to 4.5 spelt them."""
 
-_TLS_PROPERTIES = {
+_JAVA_PROPERTIES = {
+    "rocketmq.namesrv.domain": "rmqAddressServerDomain",
+    "rocketmq.namesrv.domain.subgroup": "rmqAddressServerSubGroup",
     "tls.server.mode": "tlsServerMode",
     "tls.config.file": "tlsConfigFile",
     "tls.test.mode.enable": "tlsTestModeEnable",
@@ -59,7 +61,7 @@ _TLS_PROPERTIES = {
     "tls.client.authServer": "tlsClientAuthServer",
     "tls.client.trustCertPath": "tlsClientTrustCertPath",
 }
-"""Java's system properties, and the keys of tls.properties, for the settings they are here (TlsSystemConfig)."""
+"""Java's system properties, and the keys of tls.properties, as settings here (MixAll, TlsSystemConfig)."""
 _TLS_FILE = "tlsConfigFile"
 
 
@@ -237,7 +239,7 @@ def _put(values: dict[str, tuple[str, str]], key: str, value: str, source: str) 
     new = _OLD_SPELLINGS.get(key)
     if new is not None:
         logger.info("%s: %s is now spelt %s", source, key, new)
-    values[_TLS_PROPERTIES.get(key) or new or key] = (value, source)
+    values[_JAVA_PROPERTIES.get(key) or new or key] = (value, source)
 
 
 def _build(types: tuple[type[Struct], ...], values: Mapping[str, tuple[str, str]]) -> list[Any]:
@@ -353,6 +355,8 @@ def _check_broker(settings: BrokerSettings) -> None:
             "diskMaxUsedSpaceRatio, diskSpaceCleanForciblyRatio and diskSpaceWarningLevelRatio are {}, {} and {} per "
             "cent: none may be above the next".format(*ratios)
         )
+    if settings.broker.fetch_namesrv_addr_by_address_server and not settings.broker.rmq_address_server_domain:
+        raise ConfigError("fetchNamesrvAddrByAddressServer=true needs rmqAddressServerDomain, an address server's host")
     if not settings.broker.broker_name or not settings.broker.broker_cluster_name:
         raise ConfigError("brokerName and brokerClusterName must not be empty")
     if settings.broker.fast_port_enable and settings.broker.listen_port in (1, 2):

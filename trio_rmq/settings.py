@@ -57,7 +57,13 @@ class BrokerConfig(Struct, kw_only=True, rename=key_of_field):
     broker_permission: Annotated[int, Meta(ge=0, le=7)] = 6
     """2 write, 4 read."""
     namesrv_addr: str = ""
-    """Name servers, `host:port` separated by `;`; empty: registered nowhere."""
+    """Name servers, `host:port` separated by `;`, or one URL of an address server; empty: registered nowhere."""
+    fetch_namesrv_addr_by_address_server: bool = False
+    """Whether, without namesrvAddr, an address server is asked for the name servers, every 2 minutes."""
+    rmq_address_server_domain: str = ""
+    """Its `host` or `host:port`; 8080 without a port (Java's rocketmq.namesrv.domain)."""
+    rmq_address_server_sub_group: str = "nsaddr"
+    """The last part of its path, /rocketmq/SUBGROUP (Java's rocketmq.namesrv.domain.subgroup)."""
     auto_create_topic_enable: bool = True
     auto_create_subscription_group: bool = True
     default_topic_queue_nums: PositiveInt32 = 8
@@ -112,8 +118,13 @@ class BrokerConfig(Struct, kw_only=True, rename=key_of_field):
     """Milliseconds that the filter of a group without consumers is remembered."""
 
     def name_servers(self) -> list[str]:
-        """`namesrvAddr` taken apart: `host:port` each, blanks and empty parts dropped."""
-        return [part.strip() for part in self.namesrv_addr.split(";") if part.strip()]
+        """`namesrvAddr` taken apart, blanks and empty parts dropped; else the URL of an address server to ask."""
+        given = [part.strip() for part in self.namesrv_addr.split(";") if part.strip()]
+        if given or not self.fetch_namesrv_addr_by_address_server:
+            return given
+        domain = self.rmq_address_server_domain
+        place = domain if ":" in domain else f"{domain}:8080"
+        return [f"http://{place}/rocketmq/{self.rmq_address_server_sub_group}"]
 
 
 class MessageStoreConfig(Struct, kw_only=True, rename=key_of_field):

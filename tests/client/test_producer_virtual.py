@@ -232,7 +232,7 @@ def test_a_name_server_that_only_swallows_questions_is_asked_once() -> None:
     async def program(world: World, servers: Cluster) -> None:
         async with Producer(name_servers=NAMES, timeout_seconds=1) as producer:
             world.network.cut(CLIENT, NAME_SERVERS[0])
-            with pytest.raises(SendError, match=r"asking the name servers: no answer within 1 s"):
+            with pytest.raises(SendError, match=r"name servers: no answer of 10\.0\.0\.1:9876, .* within 1 s"):
                 await producer.send(Message(TOPIC, b"x"))
             assert (await producer.send(Message(TOPIC, b"x"))).status is SendStatus.SEND_OK
 

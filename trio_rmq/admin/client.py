@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import TracebackType
 
-from trio_rmq.client.instance import name_server_addresses
+from trio_rmq.client.instance import name_server_list
 from trio_rmq.errors import ClientError, RemotingError, ResponseError, RouteNotFoundError
 from trio_rmq.remoting.address import address_scheme
 from trio_rmq.remoting.client import RemotingClient
@@ -26,9 +26,9 @@ ASK_SECONDS = 10.0
 class AdminClient:
     """Connections to name servers and brokers for admin calls; an async context manager, ended by leaving it.
 
-    `name_servers` as for producers (`host:port;...`, a sequence, or NAMESRV_ADDR); over a `ws://` one brokers are
-    reached by WebSocket too.  ClientError without any.  Cancelling a call leaves nothing behind but what the server
-    has already done.
+    `name_servers` as for producers (`host:port;...`, a sequence, an address server, or NAMESRV_ADDR); over a `ws://`
+    one brokers are reached by WebSocket too.  ClientError without any.  Cancelling a call leaves nothing behind but
+    what the server has already done.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class AdminClient:
         ssl_context: TlsContext | None = None,
         use_tls: bool = False,
     ) -> None:
-        self.name_servers = name_server_addresses(name_servers)
+        self._name_servers = name_server_list(name_servers)
         self.remoting = RemotingClient(ssl_context=ssl_context, use_tls=use_tls)
         self._seconds = seconds
         self._preferred = 0
@@ -66,11 +66,12 @@ class AdminClient:
         ResponseError for an answer other than success, which is not tried elsewhere; RemotingError when all are away.
         """
         failure: RemotingError | None = None
+        servers = await self._name_servers.current()
         first = self._preferred
-        for turn in range(len(self.name_servers)):
-            number = (first + turn) % len(self.name_servers)
+        for turn in range(len(servers)):
+            number = (first + turn) % len(servers)
             try:
-                answer = await self.ask(self.name_servers[number], command)
+                answer = await self.ask(servers[number], command)
             except ResponseError:
                 self._preferred = number
                 raise
@@ -84,11 +85,12 @@ class AdminClient:
 
     async def ask_every_name_server(self, command: Command) -> list[Command]:
         """The same request to each name server, as they do not tell one another; the first failure ends it."""
-        return [await self.ask(server, command) for server in self.name_servers]
+        return [await self.ask(server, command) for server in await self._name_servers.current()]
 
     def reachable(self, address: str) -> str:
-        """A broker's address as told by a name server, in the form in which this client reaches it."""
-        return address_scheme(self.name_servers[self._preferred]) + address
+        """A broker's address as told by a name server, which was asked before, as this client reaches it."""
+        servers = self._name_servers.addresses
+        return address_scheme(servers[self._preferred % len(servers)]) + address
 
     async def cluster_info(self) -> ClusterInfo:
         """Every cluster and broker that a name server knows; addresses as brokers tell them."""
@@ -125,7 +127,7 @@ class AdminClient:
             if error.response_code != ResponseCode.TOPIC_NOT_EXIST:
                 raise
             raise RouteNotFoundError(
-                f"no name server of {', '.join(self.name_servers)} knows the topic {topic}: create it"
+                f"no name server of {self._name_servers} knows the topic {topic}: create it"
             ) from None
         return decode_route(answer.body)
 

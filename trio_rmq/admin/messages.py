@@ -30,9 +30,9 @@ async def view_message(admin: AdminClient, offset_message_id: str) -> ReceivedMe
     """
     host, physical_offset = decode_offset_id(offset_message_id)
     address = host_text(host)
+    brokers = (await admin.cluster_info()).broker_addr_table
     header = headers.ViewMessageRequestHeader(offset=physical_offset)
     answer = await admin.ask(admin.reachable(address), Command(RequestCode.VIEW_MESSAGE_BY_ID, header=header))
-    brokers = (await admin.cluster_info()).broker_addr_table
     name = next((name for name, data in brokers.items() if address in data.broker_addrs.values()), address)
     return _received(decode_record(answer.body), name)
 

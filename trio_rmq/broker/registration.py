@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 import trio
@@ -19,6 +20,7 @@ from trio_rmq.config import BrokerConfig
 from trio_rmq.errors import ProtocolError, RemotingError, ResponseError
 from trio_rmq.remoting.client import RemotingClient
 from trio_rmq.remoting.connection import Connection
+from trio_rmq.remoting.name_server_list import REFRESH_SECONDS, NameServerList
 from trio_rmq.wire.codes import RequestCode, ResponseCode
 from trio_rmq.wire.command import Command
 from trio_rmq.wire.hashing import body_crc
@@ -37,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 GOODBYE_SECONDS = 3.0
 """Longest time that unregistering may take at the end, over all name servers."""
+FIRST_LIST_SECONDS = 10.0
+"""Between two questions to an address server that has not named any name server yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,32 +52,54 @@ class Advertised:
 
 
 class Registration:
-    """Keeps the name servers told; `run` is its task, with one task for each name server."""
+    """Keeps the name servers told; `run` is its task, with one task for each name server.
+
+    Where an address server names them, its list is fetched again as it grows old: who is new on it is told everything,
+    who is no longer on it hears goodbye.
+    """
 
     def __init__(self, config: BrokerConfig, topics: TopicTable, remoting: RemotingClient, own: Advertised) -> None:
-        self._servers = [_NameServer(address, config, topics, remoting, own) for address in config.name_servers()]
+        self._name_servers = NameServerList(config.name_servers())
+        self._make = partial(_NameServer, config=config, topics=topics, remoting=remoting, own=own)
+        self._servers = {address: self._make(address) for address in self._name_servers.addresses}
 
     def topic_changed(self, name: str) -> None:
         """A topic is not what the name servers know."""
-        for server in self._servers:
+        for server in self._servers.values():
             server.topic_changed(name)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Register for ever; started when each name server answered or failed once.  Cancelled, it says goodbye."""
         try:
+            await self._name_servers.refresh()
+            self._servers |= {address: self._make(address) for address in self._name_servers.addresses}
             async with trio.open_nursery() as nursery:
                 async with trio.open_nursery() as first_round:
-                    for server in self._servers:
+                    for server in self._servers.values():
                         first_round.start_soon(server.register, None)
                 task_status.started()
-                for server in self._servers:
+                for server in self._servers.values():
                     nursery.start_soon(server.keep_told)
+                if self._name_servers.is_fetched:
+                    await self._follow_list(nursery)
                 await trio.sleep_forever()
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE_SECONDS):
                 async with trio.open_nursery() as nursery:
-                    for server in self._servers:
+                    for server in self._servers.values():
                         nursery.start_soon(server.unregister)
+
+    async def _follow_list(self, nursery: trio.Nursery) -> None:
+        """Fetch the list for ever, and begin and end with name servers as they come and go on it."""
+        while True:
+            await trio.sleep(REFRESH_SECONDS if self._servers else FIRST_LIST_SECONDS)
+            await self._name_servers.refresh()
+            listed = self._name_servers.addresses
+            for address in [address for address in listed if address not in self._servers]:
+                server = self._servers[address] = self._make(address)
+                nursery.start_soon(server.join)
+            for address in [address for address in self._servers if address not in listed]:
+                nursery.start_soon(self._servers.pop(address).leave)
 
 
 class _NameServer:
@@ -91,8 +117,21 @@ class _NameServer:
         self._changed: dict[str, None] = {}
         self._wake = trio.Event()
         self._failing = False
+        self._told = trio.CancelScope()
         self._told_whole: Connection | None = None
         """The connection over which the whole table went: over another one it may be a name server without it."""
+
+    async def join(self) -> None:
+        """`register` and `keep_told`, for one that came later."""
+        with self._told:
+            await self.register(None)
+            await self._keep_told()
+
+    async def leave(self) -> None:
+        """End `join` or `keep_told`, and say goodbye within GOODBYE_SECONDS."""
+        self._told.cancel()
+        with trio.move_on_after(GOODBYE_SECONDS):
+            await self.unregister()
 
     def topic_changed(self, name: str) -> None:
         """This topic is to be registered soon."""
@@ -100,7 +139,11 @@ class _NameServer:
         self._wake.set()
 
     async def keep_told(self) -> None:
-        """Register what changed at once, and the whole table every period, for ever."""
+        """Register what changed at once, and the whole table every period, until `leave`."""
+        with self._told:
+            await self._keep_told()
+
+    async def _keep_told(self) -> None:
         period_seconds = self._config.register_name_server_period / 1000
         next_whole = trio.current_time() + period_seconds
         while True:

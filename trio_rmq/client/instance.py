@@ -6,23 +6,30 @@ import os
 import re
 from collections.abc import Sequence
 
-from trio_rmq.errors import ClientError
+from trio_rmq.errors import ClientError, ConfigError
 from trio_rmq.randomness import rng
+from trio_rmq.remoting.name_server_list import NameServerList
 
 DEFAULT_HOST = b"\x7f\x00\x00\x01"
 GROUP_LENGTH_MAX = 255
 _GROUP = re.compile(r"[%|a-zA-Z0-9_-]+")
 
 
-def name_server_addresses(given: str | Sequence[str] | None) -> list[str]:
-    """The name servers to use: those given (`a;b` or a sequence), else the environment's NAMESRV_ADDR."""
+def name_server_list(given: str | Sequence[str] | None) -> NameServerList:
+    """The name servers to use: those given (`a;b` or a sequence), else the environment's NAMESRV_ADDR.
+
+    Also an address server's URL.  ClientError when there is none, or no such URL.
+    """
     if given is None:
         given = os.environ.get("NAMESRV_ADDR", "")
     parts = given.split(";") if isinstance(given, str) else list(given)
     addresses = [part.strip() for part in parts if part.strip()]
     if not addresses:
         raise ClientError("no name server is given: pass name_servers='host:9876' or set NAMESRV_ADDR")
-    return addresses
+    try:
+        return NameServerList(addresses)
+    except ConfigError as error:
+        raise ClientError(str(error)) from None
 
 
 def new_client_id() -> str:

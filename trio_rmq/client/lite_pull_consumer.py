@@ -19,7 +19,7 @@ import anyio.abc
 import anyio.lowlevel
 
 from trio_rmq.client.allocation import Allocation, allocate_averagely
-from trio_rmq.client.instance import check_group, name_server_addresses, new_client_id
+from trio_rmq.client.instance import check_group, name_server_list, new_client_id
 from trio_rmq.client.lasting import LastingRemoting
 from trio_rmq.client.lite_puller import LitePuller
 from trio_rmq.client.membership import GroupMembership
@@ -105,7 +105,7 @@ class LitePullConsumer:
         self._allocation = allocation
         self._remoting = RemotingClient(serialize_type=serialize_type, ssl_context=ssl_context, use_tls=use_tls)
         self._remoting.register(RequestCode.NOTIFY_CONSUMER_IDS_CHANGED, self._on_members_changed)
-        routes = RouteCache(self._remoting, name_server_addresses(name_servers))
+        routes = RouteCache(self._remoting, name_server_list(name_servers))
         self._offsets = QueueOffsets(self._remoting, routes)
         self._membership = GroupMembership(
             self._remoting, routes, group, self.client_id,

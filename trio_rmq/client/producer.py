@@ -17,7 +17,7 @@ import anyio.abc
 from trio_rmq.client.auto_batch import AutoBatch, AutoBatcher
 from trio_rmq.client.batches import make_batch
 from trio_rmq.client.compression import Compression
-from trio_rmq.client.instance import name_server_addresses, new_client_id
+from trio_rmq.client.instance import name_server_list, new_client_id
 from trio_rmq.client.lasting import LastingRemoting
 from trio_rmq.client.latency_fault import LATENCY_TABLE, LatencyFaults
 from trio_rmq.client.message import Message, ReceivedMessage, SendResult
@@ -54,13 +54,13 @@ class Producer:
         async with Producer(name_servers="127.0.0.1:9876") as producer:
             result = await producer.send(Message("Greetings", b"hello"))
 
-    `name_servers` is `host:port` or `ws://host:port`, several separated by `;`, or a sequence of them; without it the
-    environment's NAMESRV_ADDR counts.  `timeout_seconds` bounds a send with all its tries, `try_timeout_seconds` each
-    try but the last.  `retry_when_not_stored` tries another broker also when one stored the message less safely than it
-    is configured to.  `send_latency_fault_enable` stays away from slow brokers by `latency_table`.  Bodies of 4 KiB and
-    more are packed by `compression` (None: never).  `auto_batch` gathers single sends.  `namespace` stands before topic
-    and group at the brokers.  `ssl_context` makes every connection TLS, `use_tls` the same with the system's
-    authorities; `wss://` name servers need neither.
+    `name_servers` is `host:port` or `ws://host:port`, several separated by `;`, or a sequence of them, or an address
+    server's URL; without it the environment's NAMESRV_ADDR counts.  `timeout_seconds` bounds a send with all its tries,
+    `try_timeout_seconds` each try but the last.  `retry_when_not_stored` tries another broker also when one stored the
+    message less safely than it is configured to.  `send_latency_fault_enable` stays away from slow brokers by
+    `latency_table`.  Bodies of 4 KiB and more are packed by `compression` (None: never).  `auto_batch` gathers single
+    sends.  `namespace` stands before topic and group at the brokers.  `ssl_context` makes every connection TLS,
+    `use_tls` the same with the system's authorities; `wss://` name servers need neither.
     """
 
     def __init__(
@@ -96,9 +96,7 @@ class Producer:
             use_tls=use_tls,
         )
         self._presence = ProducerPresence(self._remoting, group_name, self.client_id)
-        self._routes = RouteCache(
-            self._remoting, name_server_addresses(name_servers), on_learned=self._presence.learned
-        )
+        self._routes = RouteCache(self._remoting, name_server_list(name_servers), on_learned=self._presence.learned)
         self._requests = Requests(self._remoting, self._routes, self._presence, self.client_id)
         self._maker = OutgoingMaker(
             namespace=namespace, body_size_max_bytes=body_size_max_bytes, compression=compression

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from trio_rmq.client import group_calls
-from trio_rmq.client.instance import check_group, name_server_addresses
+from trio_rmq.client.instance import check_group, name_server_list
 from trio_rmq.client.pull_calls import PullResult, pull_filtered
 from trio_rmq.client.queue_offsets import QueueOffsets
 from trio_rmq.client.route_cache import RouteCache
@@ -47,7 +47,7 @@ class PullConsumer:
         check_group(group)
         self.group = group
         self._remoting = RemotingClient(serialize_type=serialize_type, ssl_context=ssl_context, use_tls=use_tls)
-        self._offsets = QueueOffsets(self._remoting, RouteCache(self._remoting, name_server_addresses(name_servers)))
+        self._offsets = QueueOffsets(self._remoting, RouteCache(self._remoting, name_server_list(name_servers)))
         self._open = False
 
     async def __aenter__(self) -> PullConsumer:

@@ -26,7 +26,7 @@ from trio_rmq.client.consumer_figures import ConsumerFigures
 from trio_rmq.client.consuming import Consuming, Delivery
 from trio_rmq.client.flow_control import FlowControl, Room
 from trio_rmq.client.held_queue import RETRY_PREFIX, HeldQueue
-from trio_rmq.client.instance import check_group, name_server_addresses, new_client_id
+from trio_rmq.client.instance import check_group, name_server_list, new_client_id
 from trio_rmq.client.lag import QueueLag, group_lag
 from trio_rmq.client.lasting import LastingRemoting
 from trio_rmq.client.listening import Interceptor, Listener, intercepted
@@ -129,7 +129,7 @@ class PushConsumer:
         self._commit_seconds = commit_seconds
         self._grace_seconds = grace_seconds
         self._started_ms = 0
-        self._name_servers = name_server_addresses(name_servers)
+        self._name_servers = name_server_list(name_servers)
         self._remoting = RemotingClient(serialize_type=serialize_type, ssl_context=ssl_context, use_tls=use_tls)
         routes = RouteCache(self._remoting, self._name_servers)
         self._offsets = QueueOffsets(self._remoting, routes)
@@ -325,7 +325,7 @@ class PushConsumer:
             "maxReconsumeTimes": str(
                 -1 if self._delivery.max_reconsume_times is None else self._delivery.max_reconsume_times
             ),
-            running.PROP_NAMESERVER_ADDR: ";".join(self._name_servers) + ";",
+            running.PROP_NAMESERVER_ADDR: ";".join(self._name_servers.addresses) + ";",
             running.PROP_THREADPOOL_CORE_SIZE: str(self._concurrency),
             running.PROP_CONSUMER_START_TIMESTAMP: str(self._started_ms),
         }

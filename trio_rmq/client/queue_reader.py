@@ -16,6 +16,7 @@ import anyio
 import anyio.abc
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from trio_rmq.client.instance import name_server_list
 from trio_rmq.client.queue_lookup import QueueAddress, queues_to_read
 from trio_rmq.client.route_cache import RouteCache
 from trio_rmq.errors import ClientError, RemotingError, ResponseError, RocketMQError, RouteNotFoundError
@@ -84,7 +85,7 @@ class QueueReader:
         retry_seconds: float = 30.0,
     ) -> None:
         self._client = client
-        self._routes = RouteCache(client, name_servers)
+        self._routes = RouteCache(client, name_server_list(name_servers))
         self._topic = topic
         self._group = group
         self._queue_id = queue_id

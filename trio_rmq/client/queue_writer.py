@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import anyio
 import anyio.abc
 
+from trio_rmq.client.instance import name_server_list
 from trio_rmq.client.queue_lookup import QueueAddress, queues_to_write
 from trio_rmq.client.route_cache import TEMPLATE_QUEUES, TEMPLATE_TOPIC, RouteCache
 from trio_rmq.errors import (
@@ -115,7 +116,7 @@ class QueueWriter:
         on_acknowledged: Callable[[Sequence[Outgoing]], None] | None = None,
     ) -> None:
         self._client = client
-        self._routes = RouteCache(client, name_servers)
+        self._routes = RouteCache(client, name_server_list(name_servers))
         self._topic = topic
         self._next_unique_id = next_unique_id
         self._wall_ms = wall_ms

@@ -8,15 +8,16 @@ by `ws://` too.  Source: RocketMQ MQClientInstance, TopicPublishInfo.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
 import anyio
 
-from trio_rmq.errors import ClientError, ProtocolError, RemotingError, RouteNotFoundError
+from trio_rmq.errors import ProtocolError, RemotingError, RouteNotFoundError
 from trio_rmq.remoting.address import address_scheme
 from trio_rmq.remoting.client import RemotingClient
+from trio_rmq.remoting.name_server_list import NameServerList
 from trio_rmq.wire.codes import RequestCode, ResponseCode
 from trio_rmq.wire.command import Command
 from trio_rmq.wire.groups import MessageQueue
@@ -100,14 +101,12 @@ class RouteCache:
     def __init__(
         self,
         remoting: RemotingClient,
-        name_servers: Sequence[str],
+        name_servers: NameServerList,
         *,
         on_learned: Callable[[Route], None] | None = None,
     ) -> None:
-        if not name_servers:
-            raise ClientError("no name server is given: pass name_servers or set NAMESRV_ADDR")
         self._remoting = remoting
-        self._name_servers = list(name_servers)
+        self.name_servers = name_servers
         self._preferred = 0
         self._routes: dict[str, Route] = {}
         self._asking: dict[str, anyio.Event] = {}
@@ -143,6 +142,7 @@ class RouteCache:
                 with anyio.move_on_after(REFRESH_SECONDS):
                     await self._refresh_now.wait()
                 self._refresh_now = anyio.Event()
+                await self.name_servers.refresh_if_due()
                 wanted, self._wanted = sorted(self._wanted), set()
                 for topic in wanted or sorted(self._routes):
                     known = self._routes.get(topic)
@@ -223,20 +223,21 @@ class RouteCache:
                         told_by=server,
                     )  # fmt: skip
         raise RouteNotFoundError(
-            f"no name server of {', '.join(self._name_servers)} knows the topic {topic}: create it"
+            f"no name server of {self.name_servers} knows the topic {topic}: create it"
             + (", or let a broker do so (autoCreateTopicEnable)" if may_create else "")
         )
 
     async def _ask_name_servers(self, topic: str) -> tuple[TopicRouteData | None, str]:
         """The route data, None when the name servers have none, and who said so; RemotingError: all are dead."""
         failure: RemotingError | None = None
-        seconds = ASK_SECONDS if len(self._name_servers) == 1 else ASK_SHARED_SECONDS
+        servers = await self.name_servers.current(may_refresh=not self._refreshed_in_background)
+        seconds = ASK_SECONDS if len(servers) == 1 else ASK_SHARED_SECONDS
         first = self._preferred
-        for turn in range(len(self._name_servers)):
-            number = (first + turn) % len(self._name_servers)
-            server = self._name_servers[number]
+        for turn in range(len(servers)):
+            number = (first + turn) % len(servers)
+            server = servers[number]
             # Should whoever asks lose patience with this one, the next question goes to the next one.
-            self._preferred = (number + 1) % len(self._name_servers)
+            self._preferred = (number + 1) % len(servers)
             header = GetRouteInfoRequestHeader(topic=topic, accept_standard_json_only=True)
             try:
                 answer = await self._remoting.request(

@@ -232,7 +232,7 @@ class Sender:
     async def _find_route(self, topic: str, seconds: float) -> Route:
         with anyio.move_on_after(seconds):
             return await self._routes.route(topic, may_create=True)
-        raise RemotingError(f"no answer within {seconds:.3g} s")
+        raise RemotingError(f"no answer of {self._routes.name_servers} within {seconds:.3g} s")
 
     async def _connect(self, address: str, seconds: float) -> None:
         with anyio.move_on_after(seconds):
