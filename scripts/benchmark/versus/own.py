@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +18,7 @@ from benchmark.report import Comparison, Goal, Report, percentile
 from benchmark.runs import Plan, create_topics, fill_queue, load_server, pull_units, send_units, warm_topic
 from benchmark.servers import MeasuredServer, our_server
 from benchmark.versus.java_client import Figures
-from benchmark.versus.loads import Terms, compare, measure_threads64
+from benchmark.versus.loads import OURS, Terms, compare, measure_threads64
 from trio_rmq.remoting.client import RemotingClient
 from trio_rmq.wire.codes import RequestCode
 from trio_rmq.wire.command import Command
@@ -29,6 +30,12 @@ ACTIVE_CONNECTIONS = 64
 WIDE_QUEUES = 50_000
 IN_FLIGHT = 64
 BROKERS = 2
+ROLLING = (
+    "mappedFileSizeCommitLog=16777216", "diskMaxUsedSpaceRatio=1", "diskSpaceCleanForciblyRatio=1",
+    "diskSpaceWarningLevelRatio=99",
+)  # fmt: skip
+"""Log files of 16 MiB, deleted as soon as they are full, since the disk counts as full."""
+DELETE_SECONDS = 0.5
 UNKNOWN_CODE = 29_999
 """A request that no handler has: the server only reads it and answers."""
 
@@ -158,12 +165,50 @@ def _send_each_once(server: MeasuredServer, plan: Plan) -> None:
     )  # fmt: skip
 
 
+def _turns(terms: Terms) -> tuple[Comparison, list[Goal]]:
+    """Sends while log files are begun, synced and deleted; what counts is the longest turn of the event loop."""
+
+    def run() -> Figures:
+        with our_server(*ROLLING, folder=terms.folder) as server:
+            with _deleting(server.address):
+                figures = measure_threads64(server, terms)
+            (told,) = trio.run(_runtime_information, server.name_server)
+        if not int(told["commitLogMinOffset"]):
+            raise BenchmarkError("no log file was deleted: --seconds are too few, or the disk is empty")
+        return {**figures, "longest_turn_ms": float(told["loopTurnCpuLongestMs"])}
+
+    comparison = compare("turns", "64 threads, 1 KB, log files come and go", terms, {OURS: run})
+    longest_ms = comparison.median(OURS, "longest_turn_ms") or 0.0
+    return comparison, [Goal("longest turn of the event loop, ms of CPU", longest_ms, "<=", 10)]
+
+
+@contextmanager
+def _deleting(address: str) -> Iterator[None]:
+    """Ask for deletions by hand all the while: by itself a broker begins to delete a minute after its start."""
+    ended = threading.Event()
+
+    async def ask() -> None:
+        async with RemotingClient() as client:
+            while not ended.is_set():
+                await client.request(address, Command(RequestCode.DELETE_EXPIRED_COMMITLOG))
+                await trio.sleep(DELETE_SECONDS)
+
+    thread = threading.Thread(target=trio.run, args=(ask,))
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def _brokers(terms: Terms) -> tuple[Comparison, list[Goal]]:
     def with_options(*options: str) -> Callable[[], Figures]:
         def run() -> Figures:
             with our_server(folder=terms.folder, options=options) as server:
                 figures = measure_threads64(server, terms)
-                stored = trio.run(_stored_by_broker, server.name_server)
+                told = trio.run(_runtime_information, server.name_server)
+                stored = [int(table["putMessageTimesTotal"]) for table in told]
             return {**figures, "least_of_most": min(stored) / max(stored)}
 
         return run
@@ -177,15 +222,15 @@ def _brokers(terms: Terms) -> tuple[Comparison, list[Goal]]:
     ]
 
 
-async def _stored_by_broker(name_server: str) -> list[int]:
-    """Messages stored by each broker that the name server knows."""
+async def _runtime_information(name_server: str) -> list[dict[str, str]]:
+    """What each broker that the name server knows tells of itself."""
     async with RemotingClient() as client:
         clusters = await client.request(name_server, Command(RequestCode.GET_BROKER_CLUSTER_INFO))
-        stored = []
+        tables = []
         for broker in decode_cluster_info(clusters.body).broker_addr_table.values():
             answer = await client.request(broker.broker_addrs[0], Command(RequestCode.GET_BROKER_RUNTIME_INFO))
-            stored.append(int(decode_kv_table(answer.body).table["putMessageTimesTotal"]))
-    return stored
+            tables.append(decode_kv_table(answer.body).table)
+    return tables
 
 
 def _plan(terms: Terms, clients: int = 1) -> Plan:
@@ -218,5 +263,5 @@ def _ratio_goals(comparison: Comparison, wanted: dict[str, float], what: str) ->
     ]
 
 
-OWN = {"ws": _websocket, "connections": _connections, "queues": _queues, "brokers": _brokers}
+OWN = {"ws": _websocket, "connections": _connections, "queues": _queues, "brokers": _brokers, "turns": _turns}
 OWN_ROWS = tuple(OWN)
