@@ -20,6 +20,10 @@ KEPT_MEMORY_BYTES = 64 * 1024 * 1024
 """Most free memory at the heap's end that is kept."""
 MAPPED_ALLOCATION_BYTES = 32 * 1024 * 1024
 """Allocations from this size on are mapped on their own; glibc takes no more."""
+wall_seconds = time.perf_counter
+"""Seconds on the wall since some moment."""
+thread_cpu_seconds = time.thread_time
+"""Seconds of CPU that the calling thread has taken."""
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
@@ -58,11 +62,6 @@ def own_command() -> str:
         return f"{sys.executable} -m trio_rmq.cli.main"
     relative = os.path.relpath(beside)
     return str(beside) if relative.startswith("..") else relative
-
-
-def thread_cpu_seconds() -> float:
-    """CPU time that the calling thread has taken."""
-    return time.thread_time()
 
 
 def notify_systemd(state: str) -> None:

@@ -28,6 +28,7 @@ from trio_rmq.cli.host import (
     own_command,
     seconds_since_start,
     thread_cpu_seconds,
+    wall_seconds,
 )
 from trio_rmq.cli.logs import LEVELS, set_up_logging
 from trio_rmq.cli.recovery_progress import RecoveryProgress
@@ -137,7 +138,7 @@ def _broker(options: argparse.Namespace, disk: Disk | None) -> _Server:
     from trio_rmq.broker.loop_turns import LoopTurns
     from trio_rmq.broker.server import serve_broker
 
-    turns = LoopTurns(thread_cpu_seconds)
+    turns = LoopTurns(wall_seconds, thread_cpu_seconds)
     overrides = list(options.overrides)
     if options.namesrv:
         overrides.insert(0, f"namesrvAddr={options.namesrv}")
@@ -173,7 +174,7 @@ def _standalone(options: argparse.Namespace, disk: Disk | None) -> _Server:
     from trio_rmq.broker.loop_turns import LoopTurns
     from trio_rmq.standalone import serve_standalone
 
-    turns = LoopTurns(thread_cpu_seconds)
+    turns = LoopTurns(wall_seconds, thread_cpu_seconds)
     _check_single(settings.store.store_path_root_dir)
 
     async def serve(*, task_status: trio.TaskStatus[Any]) -> None:

@@ -14,6 +14,7 @@ from benchmark.versus.loads import LOADS, Terms, run_loads
 from benchmark.versus.own import OWN_ROWS, run_own
 from benchmark.versus.peers import PEERS, run_peers
 from benchmark.versus.picture import picture
+from benchmark.versus.profile import print_profile
 
 ROWS = (*(load.key for load in LOADS), *OWN_ROWS)
 
@@ -31,6 +32,7 @@ def add_versus_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--backlog", type=int, default=500_000, help="messages of the row backlog (default 500,000)")
     command.add_argument("--rate", type=int, help="messages/s of half-rate (default: half of Apache's in this call)")
     command.add_argument("--folder", help="where the stores are made (default: the folder for temporary files)")
+    command.add_argument("--profile", metavar="ROW", help="where our server's time goes under that row's load, instead")
     command.add_argument("--picture", metavar="FILE", help="draw the ratios there, as SVG")
     command.add_argument("--document", metavar="FILE", help="put the tables between the marks of that Markdown file")
 
@@ -42,6 +44,10 @@ def run_versus(report: Report, options: argparse.Namespace) -> None:
     terms = Terms(
         options.rounds, options.seconds, options.warm_up, options.queues, options.backlog, options.folder, options.rate
     )
+
+    if options.profile:
+        print_profile(options.profile, terms)
+        return
 
     def done() -> None:
         if options.json not in (None, "-"):

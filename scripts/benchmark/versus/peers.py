@@ -8,11 +8,9 @@ recommends; JetStream stores in files, with its own defaults.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,12 +22,12 @@ from benchmark.load import BenchmarkError
 from benchmark.producer import ProducerPlan, run_producer
 from benchmark.report import Comparison, Goal, Report
 from benchmark.servers import free_port_pair, stop_process
+from benchmark.versus.environment import python_environment
 from benchmark.versus.java_client import Figures
 from benchmark.versus.loads import OURS, Terms, compare
 from trio_rmq.client import AutoBatch
 
 PEERS = ("redis", "nats")
-PACKAGES = ("redis[hiredis]>=5", "nats-py>=2.7")
 READ_MESSAGES = 100_000
 WINDOW = 64
 UP_SECONDS = 10.0
@@ -50,7 +48,7 @@ def run_peers(report: Report, peers: list[str], terms: Terms, done: Callable[[],
     """Rows for these peers into `report`; goals only where all peers that a goal speaks of were measured."""
     if not peers:
         return
-    python = _python()
+    python = python_environment()
     for what, title, wanted, of in ROWS:
         contenders = {OURS: _ours(what, terms)}
         able = [peer for peer in peers if what != "packed" or peer in PACKED_BY]
@@ -132,24 +130,6 @@ def _await_port(port: int, peer: str) -> None:
             time.sleep(0.05)
         else:
             return
-
-
-def _python() -> Path:
-    """The interpreter of an environment with both clients, made on first use."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = Path(os.environ.get("RMQ_CACHE") or f"{base}/rmq-conformance") / "python-peers"
-    python, stamp = folder / "bin" / "python", folder / "packages"
-    if not stamp.exists() or stamp.read_text() != repr(PACKAGES):
-        print("installing redis-py and nats-py into the cache", file=sys.stderr, flush=True)
-        for words in (
-            [sys.executable, "-m", "venv", "--clear", str(folder)],
-            [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES],
-        ):
-            done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
-            if done.returncode:
-                raise BenchmarkError(f"redis-py and nats-py could not be installed: {done.stderr[-2000:]}")
-        stamp.write_text(repr(PACKAGES))
-    return python
 
 
 def _program(name: str) -> str:
