@@ -276,6 +276,7 @@ RULES = [
             "trio_rmq/cli/parts.py": "reading a pipe blocks, and a regular file cannot be waited for",
             "trio_rmq/testing/chaos/orders.py": "a lock: the disk's calls come from the loop and from its threads",
             "trio_rmq/testing/chaos/unsynced.py": "a lock: the disk's calls come from the loop and from its threads",
+            "trio_rmq/testing/threaded.py": "a broker for tests without Trio has a loop, and so a thread, of its own",
         },
     ),
     Rule(
@@ -334,6 +335,7 @@ RULES = [
             "trio_rmq/cli/supervisor.py": "a growing pause before a broker that died is started again",
             "trio_rmq/client/queue_writer.py": "a growing pause before a failed server is asked again",
             "trio_rmq/testing/faulty_disk.py": "the simulated latency of a sync",
+            "trio_rmq/testing/interposing.py": "a test asked for a request to be delayed",
             "trio_rmq/testing/crash_points.py": "lets the background services have their turn, on virtual time",
             "trio_rmq/testing/simulation/": "faults, restarts and their bounds are times, all of them virtual",
             "trio_rmq/testing/chaos/": "faults last for a time; bytes on an edge are late; load has a pace",
@@ -351,6 +353,7 @@ RULES = [
             "trio_rmq/client/blocking/portal.py": "the same, called in the thread that sends",
             "trio_rmq/client/auto_batch.py": "an interceptor is the user's: what it raises goes to the batch's senders",
             "trio_rmq/client/concurrent_consuming.py": "the same; its calls are not one by one in a function's try",
+            "trio_rmq/testing/threaded.py": "a test's function or broker: what it raises goes to the test's thread",
         },
     ),
     Rule("keeping a cancellation", swallowed_cancels, "a `raise` at the end: cancellations always pass", {}),

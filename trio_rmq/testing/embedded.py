@@ -8,43 +8,52 @@ between two brokers, so that any number can run beside each other in one process
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from typing import TypeVar
 
 import trio
 from trio.testing import MockClock
 
 from trio_rmq.config import load_standalone_settings
-from trio_rmq.standalone import StandaloneReady, serve_standalone
+from trio_rmq.standalone import serve_standalone
 from trio_rmq.store.message_store import MessageStore
 from trio_rmq.supervision import serving_while
+from trio_rmq.testing.handle import BrokerHandle, Parts
+from trio_rmq.testing.interposing import Interposer
 from trio_rmq.testing.memory_disk import MemoryDisk, UnsyncedDisk
 from trio_rmq.testing.virtual_network import Link
 from trio_rmq.testing.world import World, open_world
 
+T = TypeVar("T")
 SERVER_ADDRESS = "10.0.0.1"
 """The machine of a virtual broker."""
 CLIENT_ADDRESS = "10.0.0.2"
 """The machine that the block of a virtual broker runs on."""
 
 
-class EmbeddedBroker:
-    """A running broker as its test sees it."""
+class EmbeddedBroker(BrokerHandle):
+    """A broker in the test's own Trio run."""
 
-    def __init__(self, ready: StandaloneReady, disk: UnsyncedDisk, world: World | None = None) -> None:
-        self.name_server = ready.namesrv_address
-        """`host:port` of the name server: what clients of every language are given."""
-        self.address = ready.broker_address
-        """`host:port` of the broker, which serves TCP remoting and WebSocket."""
-        self.store: MessageStore = ready.store
-        """The broker's store, to read from."""
+    def __init__(self, parts: Parts, world: World | None = None) -> None:
+        super().__init__(parts, _call)
         self.world = world
         """The simulated machines, of a virtual broker."""
-        self._disk = disk
 
-    def __repr__(self) -> str:
-        return f"<embedded broker at {self.address}, name server at {self.name_server}>"
+    async def wait_until(self, predicate: Callable[[], object], timeout_seconds: float = 10.0) -> None:
+        """Wait until `predicate()` is true; TimeoutError when it is not in time.
+
+        It is asked again whenever the broker answered a request or stored a message.
+        """
+        with trio.move_on_after(timeout_seconds):
+            await self.parts.interposer.wait_until(predicate)
+            return
+        raise TimeoutError(f"what a test waited for did not come true within {timeout_seconds:g} s")
+
+
+def _call(function: Callable[[], T]) -> T:
+    return function()
 
 
 @asynccontextmanager
@@ -56,8 +65,8 @@ async def broker(*settings: str, folder: str | None = None) -> AsyncIterator[Emb
     """
     disk = MemoryDisk() if folder is None else UnsyncedDisk()
     places = (f"storePathRootDir={folder or 'memory'}", f"kvConfigPath={folder or 'memory'}/namesrv/kvConfig.json")
-    async with _serving(disk, [*places, "listenPort=0", "fastPortEnable=false", *settings], namesrv_port=0) as ready:
-        yield EmbeddedBroker(ready, disk)
+    async with _serving(disk, [*places, "listenPort=0", "fastPortEnable=false", *settings], namesrv_port=0) as parts:
+        yield EmbeddedBroker(parts)
 
 
 @asynccontextmanager
@@ -76,19 +85,41 @@ async def virtual_broker(*settings: str, seed: int = 0, link: Link | None = None
     with _bare_errors():
         async with open_world(seed, link) as world:
             with world.node(SERVER_ADDRESS):
-                async with _serving(disk, words, namesrv_port=9876) as ready:
+                async with _serving(disk, words, namesrv_port=9876) as parts:
                     with world.node(CLIENT_ADDRESS):
-                        yield EmbeddedBroker(ready, disk, world)
+                        yield EmbeddedBroker(parts, world)
 
 
 @asynccontextmanager
-async def _serving(disk: UnsyncedDisk, words: list[str], *, namesrv_port: int) -> AsyncIterator[StandaloneReady]:
+async def _serving(disk: UnsyncedDisk, words: list[str], *, namesrv_port: int) -> AsyncIterator[Parts]:
     namesrv, settings = load_standalone_settings(None, words)
     namesrv.listen_port = namesrv_port
-    serve = partial(serve_standalone, namesrv, settings.broker, settings.store, remoting=settings.remoting, disk=disk)
+    interposer = Interposer()
+    serve = partial(
+        serve_standalone,
+        namesrv,
+        settings.broker,
+        settings.store,
+        remoting=settings.remoting,
+        disk=disk,
+        hooks=interposer.hooks,
+    )
     with _bare_errors():
         async with serving_while(serve) as ready:
-            yield ready
+            _tell_arrivals(ready.store, interposer)
+            yield Parts(ready, settings.broker.broker_name, disk, interposer)
+
+
+def _tell_arrivals(store: MessageStore, interposer: Interposer) -> None:
+    """Have what is stored, by whomever, wake the tests that wait for it."""
+    wake_pulls = store.on_arrival
+
+    def arrived(topic: str, queue_id: int, max_offset: int, tags_code: int) -> None:
+        if wake_pulls is not None:
+            wake_pulls(topic, queue_id, max_offset, tags_code)
+        interposer.changed()
+
+    store.on_arrival = arrived
 
 
 @contextmanager
