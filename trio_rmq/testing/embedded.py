@@ -24,6 +24,7 @@ from trio_rmq.testing.handle import BrokerHandle, Parts
 from trio_rmq.testing.interposing import Interposer
 from trio_rmq.testing.memory_disk import MemoryDisk, UnsyncedDisk
 from trio_rmq.testing.virtual_network import Link
+from trio_rmq.testing.virtual_time import SimulatedClock
 from trio_rmq.testing.world import World, open_world
 
 T = TypeVar("T")
@@ -73,11 +74,12 @@ async def broker(*settings: str, folder: str | None = None) -> AsyncIterator[Emb
 async def virtual_broker(*settings: str, seed: int = 0, link: Link | None = None) -> AsyncIterator[EmbeddedBroker]:
     """`broker` in a simulated world, for the block: virtual time, wall clock and network, everything in memory.
 
-    The run must be on a `MockClock` (pytest-trio's `autojump_clock`; RuntimeError when it is not).  The block, and the
-    tasks started in it, are on a machine of their own: clients opened there reach the broker, and nothing else.
+    The run must be on a `MockClock` (pytest-trio's `autojump_clock`) or a `SimulatedClock`; RuntimeError when it is not.
+    The block, and the tasks started in it, are on a machine of their own: clients opened there reach the broker, and
+    nothing else.
     `link` says what its network is like; `seed` is that of all randomness.
     """
-    if not isinstance(trio.lowlevel.current_clock(), MockClock):
+    if not isinstance(trio.lowlevel.current_clock(), MockClock | SimulatedClock):
         raise RuntimeError("a virtual broker needs virtual time: use pytest-trio's autojump_clock, or run on MockClock")
     disk = MemoryDisk()
     places = ("storePathRootDir=memory", "kvConfigPath=memory/namesrv/kvConfig.json")

@@ -29,7 +29,6 @@ EXCHANGES_MAX = 10_000
 """Most requests that are noted; older ones are forgotten first."""
 
 Answers = Sequence[Reply | Later]
-_LENGTH_WORD_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +155,7 @@ class Interposer:
         self, session: Session, requests: dict[int, Command], fault: Fault | None, replies: Sequence[Reply]
     ) -> None:
         for reply in replies:
-            answer = decode_frame(reply[_LENGTH_WORD_BYTES:]) if isinstance(reply, bytes) else reply
+            answer = decode_frame(reply) if isinstance(reply, bytes) else reply
             self.exchanges.append(Exchange(session.peer, requests[answer.opaque], answer, fault))
         self.changed()
 

@@ -99,7 +99,7 @@ class Parked:
 
     def _message(self, record: StoredMessage) -> ReceivedMessage:
         queue = MessageQueue(topic=record.topic, broker_name=self._broker_name, queue_id=record.queue_id)
-        return ReceivedMessage(queue, record)
+        return ReceivedMessage.from_record(record, queue)
 
 
 def _at_home(record: StoredMessage) -> StoredMessage:
