@@ -74,7 +74,7 @@ async def broker(*settings: str, folder: str | None = None) -> AsyncIterator[Emb
 async def virtual_broker(*settings: str, seed: int = 0, link: Link | None = None) -> AsyncIterator[EmbeddedBroker]:
     """`broker` in a simulated world, for the block: virtual time, wall clock and network, everything in memory.
 
-    The run must be on a `MockClock` (pytest-trio's `autojump_clock`) or a `SimulatedClock`; RuntimeError when it is not.
+    The run must be on a `MockClock` (pytest-trio's `autojump_clock`) or a `SimulatedClock`; else RuntimeError.
     The block, and the tasks started in it, are on a machine of their own: clients opened there reach the broker, and
     nothing else.
     `link` says what its network is like; `seed` is that of all randomness.
