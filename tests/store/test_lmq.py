@@ -98,7 +98,7 @@ async def test_only_lmq_queues_may_be_named(place: Place, name: str) -> None:
 @pytest.mark.trio
 async def test_a_batchs_items_are_not_dispatched(place: Place) -> None:
     async with place.open(**LMQ) as store:
-        results = store.append_batch([new_message(), dispatched("%LMQ%a")])
+        results = store.append_together([new_message(), dispatched("%LMQ%a")])
         assert {result.status for result in results} == {AppendStatus.MESSAGE_ILLEGAL}
         assert store.max_physical_offset == 0
 

@@ -131,15 +131,15 @@ async def test_a_bad_message_gets_its_status_and_the_others_go_on(place: Place) 
 async def test_a_batch_stays_in_one_file_or_is_refused_whole(place: Place) -> None:
     async with place.open() as store:
         stored(store.append([new_message(b"a" * 20_000)]))
-        batch = stored(store.append_batch([new_message(b"b" * 5_000) for _ in range(3)]))
+        batch = stored(store.append_together([new_message(b"b" * 5_000) for _ in range(3)]))
         assert batch[0].physical_offset == FILE_SIZE
         assert [result.queue_offset for result in batch] == [1, 2, 3]
-        refused = store.append_batch([new_message(b"c" * 9_000) for _ in range(4)])
+        refused = store.append_together([new_message(b"c" * 9_000) for _ in range(4)])
         assert {result.status for result in refused} == {AppendStatus.MESSAGE_ILLEGAL}
-        refused = store.append_batch([new_message(), new_message(properties=b"p" * 40_000)])
+        refused = store.append_together([new_message(), new_message(properties=b"p" * 40_000)])
         assert {result.status for result in refused} == {AppendStatus.PROPERTIES_SIZE_EXCEEDED}
         assert store.max_offset("T", 0) == 4
-        assert [result.queue_offset for result in stored(store.append_batch([new_message()]))] == [4]
+        assert [result.queue_offset for result in stored(store.append_together([new_message()]))] == [4]
 
 
 @pytest.mark.trio

@@ -258,7 +258,7 @@ async def test_a_synced_record_with_zero_bytes_in_its_properties_stays(place: Pl
 @pytest.mark.parametrize("together", [False, True])
 async def test_zero_bytes_in_properties_are_refused(place: Place, together: bool) -> None:
     async with place.open() as store:
-        append = store.append_batch if together else store.append
+        append = store.append_together if together else store.append
         good, bad = new_message(b"good"), new_message(b"bad", properties="city\x01Zur\0ich\x02")
         results = append([good, bad])
         assert [result.status for result in results] == [

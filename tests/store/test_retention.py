@@ -235,7 +235,7 @@ async def test_above_90_per_cent_sends_are_refused_and_taken_again(twin: FaultyD
         await trio.sleep(11)
         use(twin, 90.5)
         await trio.sleep(11)
-        results = store.append([new_message(), new_message(b"")]) + store.append_batch([new_message()])
+        results = store.append([new_message(), new_message(b"")]) + store.append_together([new_message()])
         for result in results:
             assert result.status is AppendStatus.SERVICE_NOT_AVAILABLE
             assert result.remark.startswith(

@@ -96,7 +96,7 @@ class StoreMachine(RuleBasedStateMachine):
         for topic, queue_id, size in batch:
             self.number += 1
             news.append(new_message(b"%d " % self.number + rng.randbytes(size), topic=topic, queue_id=queue_id))
-        results = store.append_batch(news) if together else store.append(news)
+        results = store.append_together(news) if together else store.append(news)
         for message, result in zip(news, results, strict=True):
             if result.status is AppendStatus.PUT_OK:
                 key = (message.topic, message.queue_id, result.queue_offset)

@@ -22,7 +22,8 @@ from trio_rmq.store.commit_log import CommitLog, LogBusyError, LogFullError
 from trio_rmq.store.consume_queue import ENTRY, ENTRY_SIZE_BYTES, ConsumeQueue, ConsumeQueues
 from trio_rmq.store.consume_queue_ext import is_address
 from trio_rmq.store.dispatch import DelayLevels
-from trio_rmq.store.messages import AppendResult, AppendStatus, NewMessage
+from trio_rmq.store.messages import AppendResult, AppendStatus, BatchResult, NewBatch, NewMessage
+from trio_rmq.wire.batch import pack_batch_head_v4, pack_batch_middle_v4, pack_body_size
 from trio_rmq.wire.ids import Host
 from trio_rmq.wire.record import (
     BLANK_SIZE_BYTES,
@@ -140,14 +141,14 @@ class Appender:
             properties_size = len(properties)
             body = message.body
             body_size = len(body)
-            queue = table.get((message.topic, message.queue_id)) or self._new_queue(message)
+            queue = table.get((message.topic, message.queue_id)) or self._new_queue(message.topic, message.queue_id)
             if (
                 queue is None
                 or body_size > body_size_max
                 or properties_size > PROPERTIES_SIZE_MAX_BYTES
                 or 0 in properties  # recovery knows a torn record by it: no checksum covers the properties
             ):
-                illegal = self._illegal(message, properties)
+                illegal = self._illegal(message.topic, message.queue_id, message.body, properties)
                 if together:
                     self._take_back(staged, 0)
                     return self._refuse_all(messages, illegal.status, illegal.remark)
@@ -229,7 +230,87 @@ class Appender:
             self._enter(others, results[0], messages[0].tags_code, staged)
         self.last_time_ms = now
         self.calls += 1
-        return self._write([*earlier, (segment_start, parts, len(staged))], staged, results)
+        failure = self._write([*earlier, (segment_start, parts, len(staged))], staged)
+        if failure is not None:
+            self._refuse_from(log.position, results, failure)
+        return results
+
+    def append_batch(self, batch: NewBatch) -> BatchResult:
+        """Append all messages of a batch back to back in one file, or none.
+
+        Written when this returns, and visible unless the store waits for the sync.
+        """
+        if self.refusal is not None:
+            return BatchResult(AppendStatus.SERVICE_NOT_AVAILABLE, remark=self.refusal)
+        queue = self._queues.table.get((batch.topic, batch.queue_id)) or self._new_queue(batch.topic, batch.queue_id)
+        store_address, store_port = self.store_host
+        born_address, born_port = batch.born_host
+        if (
+            queue is None
+            or not queue.is_plain
+            or not len(born_address) == len(store_address) == 4
+            or batch.sys_flag & (_HOSTS_V6 | _NO_ENTRY)
+        ):
+            return _joined(self.append(batch.messages(), together=True))
+        log = self._log
+        items = batch.items
+        total = len(items) * (_FIXED_BYTES + len(queue.topic_field) + 2)
+        total += sum([len(body) + len(properties) for _, body, properties in items])
+        segments: list[tuple[int, list[bytes], int]] = []
+        position = log.position
+        if position + total + BLANK_SIZE_BYTES > log.file_end:
+            if total + BLANK_SIZE_BYTES > log.files.file_size:
+                return _joined([self._too_long(total)])
+            segments.append((position, [encode_blank(log.file_end - position)], 0))
+            position = log.file_end
+        start = position
+        now = max(wall_ms(), self.last_time_ms)
+        first_offset = queue_offset = queue.next_offset
+        queue_id, topic_field, body_size_max = queue.queue_id, queue.topic_field, self._body_size_max
+        offsets: list[int] = []
+        parts: list[bytes] = []
+        entries: list[bytes] = []
+        properties_size, middle = -1, b""
+        try:
+            shared = pack_batch_middle_v4(
+                batch.sys_flag, batch.born_timestamp_ms, born_address, born_port, now, store_address, store_port,
+                batch.reconsume_times, 0,
+            )  # fmt: skip
+            for (flag, body, properties), code in zip(items, batch.tags_codes, strict=True):
+                body_size = len(body)
+                if len(properties) != properties_size:
+                    properties_size = len(properties)
+                    middle = topic_field + properties_size.to_bytes(2, "big")
+                if body_size > body_size_max or properties_size > PROPERTIES_SIZE_MAX_BYTES or 0 in properties:
+                    return _joined([self._illegal(batch.topic, queue_id, body, properties)])
+                size = _FIXED_BYTES + len(middle) + body_size + properties_size
+                crc = crc32(body) & 0x7FFFFFFF
+                parts += (
+                    pack_batch_head_v4(size, MAGIC_V1, crc, queue_id, flag, queue_offset, position),
+                    shared,
+                    pack_body_size(body_size),
+                    body,
+                    middle,
+                    properties,
+                )
+                entries.append(_pack_entry(position, size, code))
+                offsets.append(position)
+                position += size
+                queue_offset += 1
+        except (struct.error, OverflowError) as error:
+            sentence = f"a field of the batch does not fit the stored record: {error}"
+            return BatchResult(AppendStatus.MESSAGE_ILLEGAL, remark=sentence)
+        if not queue.tail:
+            self._queues.unwritten[queue] = None
+        queue.tail += b"".join(entries)
+        queue.next_offset = queue_offset
+        self.last_time_ms = now
+        self.calls += 1
+        staged: Staged = [(queue, code) for code in batch.tags_codes]
+        failure = self._write([*segments, (start, parts, len(staged))], staged)
+        if failure is not None:
+            return BatchResult(AppendStatus.SERVICE_NOT_AVAILABLE, remark=failure)
+        return BatchResult(_OK, offsets, first_offset, position, now)
 
     def _codes(self, queue: ConsumeQueue, properties: bytes, now: int, wall: int, code: int) -> tuple[int, int]:
         """The message's tags code - on the delay topic its time of delivery - and what its entry holds for it."""
@@ -273,11 +354,11 @@ class Appender:
             message.prepared_transaction_offset,
         )
 
-    def _write(
-        self, segments: list[tuple[int, list[bytes], int]], staged: Staged, results: list[AppendResult]
-    ) -> list[AppendResult]:
+    def _write(self, segments: list[tuple[int, list[bytes], int]], staged: Staged) -> str | None:
+        """Write each segment in its file and tell of what was written; when not all was, a sentence that says why."""
         log = self._log
         kept = 0
+        remark: str | None = None
         try:
             size = log.files.file_size
             for start, _, _ in segments:
@@ -292,13 +373,12 @@ class Appender:
             self._take_back(staged, kept)
             busy = isinstance(error, LogBusyError)
             remark = str(error) if busy else f"the disk is full or refuses the write ({error}): make room"
-            self._refuse_from(log.position, results, remark)
             if not self._full:
                 self._full = True
                 _log.warning("senders are refused: %s", remark)
         except StoreFailedError as error:
             self._take_back(staged, kept)
-            self._refuse_from(log.position, results, str(error))
+            remark = str(error)
             self._failed(error)
         else:
             if self._full:
@@ -309,7 +389,7 @@ class Appender:
         self.messages += len(staged)
         self.bytes += log.position - segments[0][0]
         self._wrote(log.position, staged)
-        return results
+        return remark
 
     def _take_back(self, staged: Staged, kept: int) -> None:
         for queue, _ in staged[kept:]:
@@ -334,14 +414,16 @@ class Appender:
         total = BLANK_SIZE_BYTES
         for message in messages:
             properties = message.properties.encode() if isinstance(message.properties, str) else message.properties
-            queue = self._queues.table.get((message.topic, message.queue_id)) or self._new_queue(message)
+            queue = self._queues.table.get((message.topic, message.queue_id)) or self._new_queue(
+                message.topic, message.queue_id
+            )
             if (
                 queue is None
                 or len(message.body) > self._body_size_max
                 or len(properties) > PROPERTIES_SIZE_MAX_BYTES
                 or 0 in properties
             ):
-                refusal = self._illegal(message, properties)
+                refusal = self._illegal(message.topic, message.queue_id, message.body, properties)
                 return self._refuse_all(messages, refusal.status, refusal.remark)
             total += record_size(queue.topic_field, message.body, properties, message.born_host, self.store_host)
         if total > self._log.files.file_size:
@@ -349,14 +431,13 @@ class Appender:
             return self._refuse_all(messages, refusal.status, refusal.remark)
         return total <= room
 
-    def _new_queue(self, message: NewMessage) -> ConsumeQueue | None:
+    def _new_queue(self, topic: str, queue_id: int) -> ConsumeQueue | None:
         """The queue of a message that is the first of it; None when its topic cannot name a folder or a record."""
-        topic = message.topic
         if not topic or len(topic.encode()) > TOPIC_LENGTH_MAX or "/" in topic or "\0" in topic or topic in (".", ".."):
             return None
-        return None if message.queue_id < 0 else self._queues.make(topic, message.queue_id)
+        return None if queue_id < 0 else self._queues.make(topic, queue_id)
 
-    def _illegal(self, message: NewMessage, properties: bytes) -> AppendResult:
+    def _illegal(self, topic: str, queue_id: int, body: bytes, properties: bytes) -> AppendResult:
         if len(properties) > PROPERTIES_SIZE_MAX_BYTES:
             return AppendResult(
                 AppendStatus.PROPERTIES_SIZE_EXCEEDED,
@@ -367,10 +448,10 @@ class Appender:
                 "the properties have a zero byte, which no stored property may have: encode it, or put it in the body"
             )
             return AppendResult(AppendStatus.MESSAGE_ILLEGAL, remark=remark)
-        if len(message.body) > self._body_size_max:
-            remark = f"the body has {len(message.body)} bytes, maxMessageSize is {self._body_size_max}"
+        if len(body) > self._body_size_max:
+            remark = f"the body has {len(body)} bytes, maxMessageSize is {self._body_size_max}"
         else:
-            remark = f"topic {message.topic[:200]!r} with queue {message.queue_id} cannot be stored"
+            remark = f"topic {topic[:200]!r} with queue {queue_id} cannot be stored"
         return AppendResult(AppendStatus.MESSAGE_ILLEGAL, remark=remark)
 
     def _too_long(self, size: int) -> AppendResult:
@@ -384,3 +465,13 @@ def _size_bound(messages: Sequence[NewMessage]) -> int:
     """At least what the records of `messages` and a filler take; told without looking at each closely."""
     sizes = sum([len(message.body) + _TEXT_UNIT_MAX_BYTES * len(message.properties) for message in messages])
     return BLANK_SIZE_BYTES + len(messages) * _RECORD_EXTRA_MAX_BYTES + sizes
+
+
+def _joined(results: Sequence[AppendResult]) -> BatchResult:
+    """The results of messages that were appended together, or of one for all, as those of a batch."""
+    first, last = results[0], results[-1]
+    if first.status is not _OK:
+        return BatchResult(first.status, remark=first.remark)
+    offsets = [result.physical_offset for result in results]
+    end = last.physical_offset + last.size_bytes
+    return BatchResult(_OK, offsets, first.queue_offset, end, first.store_timestamp_ms)

@@ -28,9 +28,19 @@ from trio_rmq.store.checkpoint import Checkpoint
 from trio_rmq.store.commit_log import CommitLog
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.index_file import HEADER_SIZE_BYTES, Header, IndexFile, IndexLostError
-from trio_rmq.store.index_keys import Pending, key_hash, keys_of, read_keyed, take_appended, take_plain
+from trio_rmq.store.index_keys import (
+    FreshKeys,
+    Pending,
+    fresh_keys,
+    fresh_keys_of_batch,
+    key_hash,
+    keys_of,
+    read_keyed,
+    take_appended,
+    take_plain,
+)
 from trio_rmq.store.log_files import FileHandles
-from trio_rmq.store.messages import AppendResult, AppendStatus, NewMessage, QueryResult
+from trio_rmq.store.messages import AppendResult, AppendStatus, BatchResult, NewBatch, NewMessage, QueryResult
 from trio_rmq.wire.record import RecordKind, check_record
 
 _log = getLogger(__name__)
@@ -95,7 +105,7 @@ class Index:
         self._wake = trio.Event()
         self._lock = trio.Lock()
         self._failed = self._complained = self._loaded = self._was_clean = False
-        self._fresh: deque[tuple[Sequence[NewMessage], Sequence[AppendResult]]] = deque()
+        self._fresh: deque[FreshKeys] = deque()
         self._fresh_messages = 0
         self._fresh_end = -1
         self._held_at = -1
@@ -199,15 +209,29 @@ class Index:
         self._wake.set()
 
     def appended(self, messages: Sequence[NewMessage], results: Sequence[AppendResult]) -> None:
-        """These were appended: keep them for `gather`, unless earlier ones are still to be read."""
-        end = self._fresh_end if self._fresh else self.position
+        """These were appended: keep them for `gather`, unless earlier ones are still to be read.
+
+        Not the first of a transaction, whose keys the record decides, nor those after it.
+        """
         last = results[-1]
-        if results[0].physical_offset != end or last.status is not AppendStatus.PUT_OK:
-            return
+        if last.status is AppendStatus.PUT_OK and self._is_next(results[0].physical_offset):
+            fresh = fresh_keys(messages, results)
+            if fresh is not None:
+                self._keep(fresh)
+
+    def appended_batch(self, batch: NewBatch, result: BatchResult) -> None:
+        """The same for a batch."""
+        if self._is_next(result.physical_offsets[0]):
+            self._keep(fresh_keys_of_batch(batch, result))
+
+    def _is_next(self, physical_offset: int) -> bool:
+        return physical_offset == (self._fresh_end if self._fresh else self.position)
+
+    def _keep(self, fresh: FreshKeys) -> None:
         if self._fresh_messages < _FRESH_MESSAGES_MAX:
-            self._fresh.append((messages, results))
-            self._fresh_messages += len(messages)
-            self._fresh_end = last.physical_offset + last.size_bytes
+            self._fresh.append(fresh)
+            self._fresh_messages += len(fresh.rows)
+            self._fresh_end = fresh.end
 
     async def close(self) -> bool:
         """Bring the files up to the log's end; False when that failed, so that the next start must look after them.
@@ -251,13 +275,14 @@ class Index:
         if position >= end or len(self._pending.hashes) >= GROUP_KEYS_MAX:
             return False
         if self._fresh:
-            messages, results = self._fresh[0]
-            if results[-1].physical_offset >= end:
+            fresh = self._fresh[0]
+            if fresh.end > end:
                 return False
             self._fresh.popleft()
-            self._fresh_messages -= len(messages)
-            if results[0].physical_offset == self.position:
-                self.position = take_appended(zip(messages, results, strict=True), self._pending) or self.position
+            self._fresh_messages -= len(fresh.rows)
+            if fresh.start == self.position:
+                take_appended(fresh, self._pending)
+                self.position = fresh.end
             return True
         try:
             block = self._log.read(position, min(_BLOCK_BYTES, end - position))

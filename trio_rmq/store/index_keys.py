@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import repeat
 
 import msgspec
 
-from trio_rmq.store.messages import AppendResult, AppendStatus, NewMessage
+from trio_rmq.store.messages import AppendResult, AppendStatus, BatchResult, NewBatch, NewMessage
 from trio_rmq.wire.hashing import index_key_hash, java_string_hash
 from trio_rmq.wire.properties import KEY_SEPARATOR, KEYS, UNIQUE_KEY, property_of_bytes
 from trio_rmq.wire.record import MAGIC_BLANK, MAGIC_V1, RECORD_SIZE_MIN_BYTES, RecordKind, check_record
@@ -138,20 +139,51 @@ def _head_hash(topic: bytes, head: bytes) -> int:
     return java_string_hash(f"{topic.decode('utf-8', 'replace')}#{head.decode()}") * _TAIL_POWER & 0xFFFFFFFF
 
 
-def take_appended(stored: Iterable[tuple[NewMessage, AppendResult]], pending: Pending) -> int:
-    """Add the keys of messages that were just appended; returns the physical offset up to which that is done.
+class FreshKeys(msgspec.Struct, gc=False):
+    """What the index needs of records just appended, from physical offset `start` to `end`, all stored at `time_ms`.
 
-    It stops before the first message of a transaction, whose keys the record decides, and returns 0 when none was done.
+    A row is a message's topic, its stored properties and its physical offset.
     """
-    done = 0
-    last_topic, last_head, moved = "", "", 0
-    add_hash, add_offset, add_time = pending.hashes.append, pending.offsets.append, pending.times_ms.append
-    for message, result in stored:
-        if result.status is not _PUT_OK:
-            continue
+
+    start: int
+    end: int
+    time_ms: int
+    rows: list[tuple[str, str | bytes, int]]
+
+
+def fresh_keys(messages: Sequence[NewMessage], results: Sequence[AppendResult]) -> FreshKeys | None:
+    """Of messages up to the first of a transaction, whose keys its record decides; None when there is no other.
+
+    The last message was stored; None also when others were stored at another time than it.
+    """
+    last = results[-1]
+    if results[0].store_timestamp_ms != last.store_timestamp_ms:
+        return None
+    end = last.physical_offset + last.size_bytes
+    rows = []
+    for message, result in zip(messages, results, strict=True):
         if message.sys_flag & TRANSACTION_MASK:
-            break
-        offset, time_ms, properties = result.physical_offset, result.store_timestamp_ms, message.properties
+            if result.status is _PUT_OK:
+                end = result.physical_offset
+                break
+        elif result.status is _PUT_OK:
+            rows.append((message.topic, message.properties, result.physical_offset))
+    return FreshKeys(rows[0][2], end, last.store_timestamp_ms, rows) if rows else None
+
+
+def fresh_keys_of_batch(batch: NewBatch, result: BatchResult) -> FreshKeys:
+    """Of a batch that was stored."""
+    properties = [item[2] for item in batch.items]
+    rows: list[tuple[str, str | bytes, int]] = list(zip(repeat(batch.topic), properties, result.physical_offsets))
+    return FreshKeys(result.physical_offsets[0], result.end_physical_offset, result.store_timestamp_ms, rows)
+
+
+def take_appended(fresh: FreshKeys, pending: Pending) -> None:
+    """Add the keys of messages that were just appended."""
+    last_topic, last_head, moved = "", "", 0
+    time_ms = fresh.time_ms
+    add_hash, add_offset, add_time = pending.hashes.append, pending.offsets.append, pending.times_ms.append
+    for topic, properties, offset in fresh.rows:
         text = properties if isinstance(properties, str) else properties.decode("latin-1")  # the same, if ASCII
         # Nearly all have their unique key at the start, no other, and differ from the one before in its tail only.
         if (
@@ -162,17 +194,15 @@ def take_appended(stored: Iterable[tuple[NewMessage, AppendResult]], pending: Pe
         ):
             tail_at = end - _TAIL_UNITS
             head = text[_UNIQUE_KEY_AT:tail_at]
-            if head != last_head or message.topic != last_topic:
-                last_topic, last_head = message.topic, head
-                moved = _head_hash(last_topic.encode(), head.encode())
+            if head != last_head or topic != last_topic:
+                last_topic, last_head = topic, head
+                moved = _head_hash(topic.encode(), head.encode())
             add_hash(_joined_hash(moved, text[tail_at:end].encode()))
             add_offset(offset)
             add_time(time_ms)
         else:
             for word in keys_of(_as_bytes(properties)):
-                pending.add(key_hash(message.topic.encode(), word), offset, time_ms)
-        done = offset + result.size_bytes
-    return done
+                pending.add(key_hash(topic.encode(), word), offset, time_ms)
 
 
 def _as_bytes(properties: str | bytes) -> bytes:

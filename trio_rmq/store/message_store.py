@@ -21,7 +21,15 @@ from trio_rmq.errors import StoreError, StoreFailedError, StoreLockedError
 from trio_rmq.store.append import BitMapOf
 from trio_rmq.store.consume_queue_ext import AcceptEntry
 from trio_rmq.store.disk import Disk
-from trio_rmq.store.messages import AppendResult, GetResult, NewMessage, QueryResult, StoreStatistics
+from trio_rmq.store.messages import (
+    AppendResult,
+    BatchResult,
+    GetResult,
+    NewBatch,
+    NewMessage,
+    QueryResult,
+    StoreStatistics,
+)
 from trio_rmq.store.page_cache import ColdReadError
 from trio_rmq.store.parts import StoreParts
 from trio_rmq.store.recovery import Progress, Recovery
@@ -59,7 +67,14 @@ class MessageStore(StoreParts):
         """
         return self._append(messages, accepted=accepted)
 
-    def append_batch(self, messages: Sequence[NewMessage]) -> list[AppendResult]:
+    def append_batch(self, batch: NewBatch) -> BatchResult:
+        """Append all messages of a batch back to back in one log file, or none.  Promises what `append` does."""
+        result = self._put_batch(batch)
+        if self._index is not None and result.physical_offsets:
+            self._index.appended_batch(batch, result)
+        return result
+
+    def append_together(self, messages: Sequence[NewMessage]) -> list[AppendResult]:
         """`append`, but all are stored back to back in one log file, or none is and all get the same status."""
         return self._append(messages, together=True)
 

@@ -36,6 +36,40 @@ class NewMessage(msgspec.Struct, gc=False):
     wait_for_store: bool = True
 
 
+class NewBatch(msgspec.Struct, gc=False):
+    """Messages of one batch send: all are stored back to back in one log file, in one queue, or none is.
+
+    `items` are (user flag, body, stored properties in UTF-8); `tags_codes` has their tags codes.
+    """
+
+    topic: str
+    queue_id: int
+    items: list[tuple[int, bytes, bytes]]
+    tags_codes: list[int]
+    sys_flag: int = 0
+    born_timestamp_ms: int = 0
+    born_host: Host = (b"\0\0\0\0", 0)
+    reconsume_times: int = 0
+
+    def messages(self) -> list[NewMessage]:
+        """The same as single messages."""
+        return [
+            NewMessage(
+                self.topic,
+                self.queue_id,
+                body,
+                properties,
+                flag,
+                self.sys_flag,
+                self.born_timestamp_ms,
+                self.born_host,
+                self.reconsume_times,
+                tags_code=code,
+            )
+            for (flag, body, properties), code in zip(self.items, self.tags_codes, strict=True)
+        ]
+
+
 class AppendStatus(IntEnum):
     """How one message of an append fared (RocketMQ PutMessageStatus)."""
 
@@ -58,6 +92,20 @@ class AppendResult(msgspec.Struct, gc=False):
     physical_offset: int = -1
     size_bytes: int = -1
     queue_offset: int = -1
+    store_timestamp_ms: int = -1
+    remark: str = ""
+
+
+class BatchResult(msgspec.Struct, gc=False):
+    """Where a batch went: the physical offset of each record, the first's queue offset, and where the last one ends.
+
+    Nothing of it is stored when `status` is not PUT_OK; `remark` then is a sentence.
+    """
+
+    status: AppendStatus
+    physical_offsets: list[int] = []
+    queue_offset: int = -1
+    end_physical_offset: int = 0
     store_timestamp_ms: int = -1
     remark: str = ""
 

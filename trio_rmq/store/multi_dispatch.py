@@ -19,7 +19,7 @@ from trio_rmq.limits import TOPIC_LENGTH_MAX
 from trio_rmq.store.append import Appender
 from trio_rmq.store.consume_queue import DELAY_TOPIC, ConsumeQueue, ConsumeQueues
 from trio_rmq.store.dispatch import TIMER_TOPIC
-from trio_rmq.store.messages import AppendResult, AppendStatus, NewMessage
+from trio_rmq.store.messages import AppendResult, AppendStatus, BatchResult, NewBatch, NewMessage
 from trio_rmq.wire.properties import append_property, property_of, remove_property
 from trio_rmq.wire.sysflag import TRANSACTION_PREPARED
 
@@ -32,10 +32,11 @@ LMQ_QUEUE_ID = 0
 _WAITING_TOPICS = frozenset({DELAY_TOPIC, TIMER_TOPIC, "RMQ_SYS_TRANS_HALF_TOPIC"})
 _MARK = "INNER_MULTI"
 _MARK_BYTES = _MARK.encode()
+_NOT_IN_BATCHES = f"the items of a batch may not have {QUEUES}: send singly"
 
 
 class MultiDispatch:
-    """Appends through `appender`; `append` has its signature."""
+    """Appends through `appender`, whose methods it has."""
 
     def __init__(self, appender: Appender, queues: ConsumeQueues, *, queues_max: int) -> None:
         self._appender = appender
@@ -51,8 +52,7 @@ class MultiDispatch:
         if not marked:
             return self._appender.append(messages, together=together, accepted=accepted)
         if together:
-            refusal = _refused(AppendStatus.MESSAGE_ILLEGAL, f"the items of a batch may not have {QUEUES}: send singly")
-            return [refusal for _ in messages]
+            return [_refused(AppendStatus.MESSAGE_ILLEGAL, _NOT_IN_BATCHES) for _ in messages]
         results: list[AppendResult] = []
         begin = 0
         for index in marked:
@@ -63,6 +63,12 @@ class MultiDispatch:
         if begin < len(messages):
             results += self._appender.append(messages[begin:], accepted=accepted)
         return results
+
+    def append_batch(self, batch: NewBatch) -> BatchResult:
+        """`Appender.append_batch`, but for items that dispatch to more queues, which are refused."""
+        if any(_MARK_BYTES in properties for _, _, properties in batch.items):
+            return BatchResult(AppendStatus.MESSAGE_ILLEGAL, remark=_NOT_IN_BATCHES)
+        return self._appender.append_batch(batch)
 
     def _append_one(self, message: NewMessage, accepted: bool) -> AppendResult:
         text = message.properties if isinstance(message.properties, str) else message.properties.decode()

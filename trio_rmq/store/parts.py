@@ -78,7 +78,7 @@ class StoreParts:
         put: Appender | MultiDispatch = self._appender
         if config.enable_multi_dispatch:
             put = MultiDispatch(self._appender, self._queues, queues_max=config.max_lmq_consume_queue_num)
-        self._put = put.append
+        self._put, self._put_batch = put.append, put.append_batch
         self.dispatches_to_many = config.enable_multi_dispatch
         """Whether a message may enter more queues than its own."""
         self._more_queues = dispatched_to if config.enable_multi_dispatch else None

@@ -78,7 +78,7 @@ def sample_store(seed: int, records: int, **more: object) -> FaultyDisk:
                 with use_wall_clock(lambda: now):  # noqa: B023 - used at once
                     for messages in _messages(kind, rng, number):
                         if kind == "batch":
-                            stored(store.append_batch(messages))
+                            stored(store.append_together(messages))
                         else:
                             placed = stored(store.append(messages))
                             if kind == "transaction":

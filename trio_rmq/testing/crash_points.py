@@ -28,7 +28,7 @@ from trio_rmq.store.message_store import MessageStore
 from trio_rmq.store.messages import AppendStatus, GetStatus, NewMessage
 from trio_rmq.store.offline.verify import verify_store
 from trio_rmq.testing.faulty_disk import FaultyDisk, SimulatedCrash
-from trio_rmq.testing.stores import Place, new_message, small_config
+from trio_rmq.testing.stores import Place, append_batch, new_message, small_config
 from trio_rmq.wire.record import StoredMessage, decode_records
 
 ROOT = "store"
@@ -167,7 +167,7 @@ async def _send(store: MessageStore, ledger: Ledger, rng: Random) -> None:
         if kind == "light":
             message.properties += f"INNER_MULTI_DISPATCH\x01{','.join(_LIGHT)}\x02"
         messages.append(message)
-    results = store.append_batch(messages) if kind == "batch" else store.append(messages)
+    results = append_batch(store, messages) if kind == "batch" else store.append(messages)
     spots, end = [], 0
     for message, result in zip(messages, results, strict=True):
         if result.status is AppendStatus.PUT_OK:

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from trio_rmq.config import MessageStoreConfig
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.message_store import MessageStore, open_message_store
-from trio_rmq.store.messages import AppendResult, AppendStatus, NewMessage
+from trio_rmq.store.messages import AppendResult, AppendStatus, NewBatch, NewMessage
 from trio_rmq.testing.faulty_disk import SimulatedCrash
 from trio_rmq.wire.hashing import tags_code
 
@@ -69,6 +69,34 @@ def stored(results: Sequence[AppendResult]) -> Sequence[AppendResult]:
         if result.status is not AppendStatus.PUT_OK:
             raise AssertionError(result)
     return results
+
+
+def append_batch(store: MessageStore, messages: Sequence[NewMessage]) -> list[AppendResult]:
+    """Append messages that are alike but for body, properties, flag and tags as one batch; one result a message."""
+    first = messages[0]
+    result = store.append_batch(
+        NewBatch(
+            first.topic,
+            first.queue_id,
+            [(message.flag, message.body, _as_bytes(message.properties)) for message in messages],
+            [message.tags_code for message in messages],
+            first.sys_flag,
+            first.born_timestamp_ms,
+            first.born_host,
+            first.reconsume_times,
+        )
+    )
+    if result.status is not AppendStatus.PUT_OK:
+        return [AppendResult(result.status, remark=result.remark) for _ in messages]
+    ends = [*result.physical_offsets[1:], result.end_physical_offset]
+    return [
+        AppendResult(result.status, start, end - start, result.queue_offset + number, result.store_timestamp_ms)
+        for number, (start, end) in enumerate(zip(result.physical_offsets, ends, strict=True))
+    ]
+
+
+def _as_bytes(properties: str | bytes) -> bytes:
+    return properties.encode() if isinstance(properties, str) else properties
 
 
 class Place:

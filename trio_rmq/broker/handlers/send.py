@@ -25,7 +25,7 @@ from trio_rmq.limits import PROPERTIES_SIZE_MAX_BYTES
 from trio_rmq.remoting.handlers import HandlerTable, Later, Reply
 from trio_rmq.remoting.session import Session
 from trio_rmq.store.message_store import MessageStore
-from trio_rmq.store.messages import AppendResult, AppendStatus, NewMessage
+from trio_rmq.store.messages import AppendResult, AppendStatus, NewBatch, NewMessage
 from trio_rmq.wire import properties as prop
 from trio_rmq.wire.batch import decode_batch
 from trio_rmq.wire.codes import RequestCode, ResponseCode
@@ -36,7 +36,7 @@ from trio_rmq.wire.headers import (
     SendMessageRequestHeaderV2,
     SendMessageResponseHeader,
 )
-from trio_rmq.wire.ids import Host, encode_offset_ids
+from trio_rmq.wire.ids import Host, encode_offset_id, encode_offset_ids
 from trio_rmq.wire.send_reply import SendReplyEncoder
 from trio_rmq.wire.sysflag import (
     BORN_HOST_V6,
@@ -174,13 +174,13 @@ class SendHandlers:
             if request.flag & FLAG_ONEWAY:
                 continue
             if result.status is not _PUT_OK:
-                replies.append(self._reply(request, message.queue_id, [result]))
+                replies.append(self._reply(request, message.queue_id, result))
                 continue
             answer: Reply | None = encode(
                 request.serialize_type, request.opaque, result.physical_offset, message.queue_id, result.queue_offset
             )
             if answer is None:
-                answer = self._reply(request, message.queue_id, [result])
+                answer = self._reply(request, message.queue_id, result)
             if waits and message.wait_for_store:
                 synced.append((request, answer))
             else:
@@ -198,10 +198,10 @@ class SendHandlers:
                 continue
             if isinstance(message, DeferredMessage):
                 answer = self._reply(
-                    request, message.answer_queue_id, [result], message.recall_handle, message.transaction_id
+                    request, message.answer_queue_id, result, message.recall_handle, message.transaction_id
                 )
             else:
-                answer = self._reply(request, message.queue_id, [result])
+                answer = self._reply(request, message.queue_id, result)
             if self._store.sync_flush and answer.code == ResponseCode.SUCCESS and message.wait_for_store:
                 synced.append((request, answer))
             else:
@@ -217,38 +217,50 @@ class SendHandlers:
         replies: list[Reply],
         synced: list[Synced],
     ) -> int:
-        items = self._batch(session, request, header, topic)
-        results = self._store.append_batch(items)
+        batch = self._batch(session, request, header, topic)
+        result = self._store.append_batch(batch)
         if not request.is_oneway:
-            answer = self._reply(request, items[0].queue_id, results)
-            if self._store.sync_flush and answer.code == ResponseCode.SUCCESS and items[0].wait_for_store:
+            if result.status is not _PUT_OK:
+                replies.append(request.reply(_CODES[result.status], ext=self._answer_ext, remark=result.remark))
+                return 0
+            ids = encode_offset_ids(self._store_host, result.physical_offsets)
+            answer = self._stored_reply(request, ",".join(ids), batch.queue_id, result.queue_offset)
+            if self._store.sync_flush:
                 synced.append((request, answer))
             else:
                 replies.append(answer)
-        return _end_of(results)
+        return result.end_physical_offset
 
     def _reply(
         self,
         request: Command,
         queue_id: int,
-        results: list[AppendResult],
+        result: AppendResult,
         recall_handle: str | None = None,
         transaction_id: str | None = None,
     ) -> Command:
-        first = results[0]
-        if first.status is not AppendStatus.PUT_OK:
-            return request.reply(_CODES[first.status], ext=self._answer_ext, remark=first.remark)
-        ids = encode_offset_ids(self._store_host, [result.physical_offset for result in results])
-        return request.reply(
-            header=SendMessageResponseHeader(
-                msg_id=ids[0] if len(ids) == 1 else ",".join(ids),
-                queue_id=queue_id,
-                queue_offset=first.queue_offset,
-                recall_handle=recall_handle,
-                transaction_id=transaction_id,
-            ),
-            ext=self._answer_ext,
+        if result.status is not _PUT_OK:
+            return request.reply(_CODES[result.status], ext=self._answer_ext, remark=result.remark)
+        message_id = encode_offset_id(self._store_host, result.physical_offset)
+        return self._stored_reply(request, message_id, queue_id, result.queue_offset, recall_handle, transaction_id)
+
+    def _stored_reply(
+        self,
+        request: Command,
+        message_id: str,
+        queue_id: int,
+        queue_offset: int,
+        recall_handle: str | None = None,
+        transaction_id: str | None = None,
+    ) -> Command:
+        header = SendMessageResponseHeader(
+            msg_id=message_id,
+            queue_id=queue_id,
+            queue_offset=queue_offset,
+            recall_handle=recall_handle,
+            transaction_id=transaction_id,
         )
+        return request.reply(header=header, ext=self._answer_ext)
 
     # -- checks -------------------------------------------------------------------------------------------------
 
@@ -320,7 +332,7 @@ class SendHandlers:
             return header.topic, queue_id
         return self._topics.dead_letter_queue(group_name)
 
-    def _batch(self, session: Session, request: Command, header: SendHeader, topic: TopicConfig) -> list[NewMessage]:
+    def _batch(self, session: Session, request: Command, header: SendHeader, topic: TopicConfig) -> NewBatch:
         """The checked messages of a batch."""
         name = topic.topic_name
         if name.startswith(names.RETRY_PREFIX):
@@ -341,18 +353,19 @@ class SendHandlers:
         if sys_flag & TRANSACTION_MASK:
             raise RequestError(ResponseCode.MESSAGE_ILLEGAL, "batch messages cannot be transactional; send singly")
         shared_bytes = self._stored.with_cluster(shared).encode()
-        born_ms, born_host, reconsume_times = header.born_timestamp, session.peer_host, header.reconsume_times or 0
-        messages = []
+        stored: list[tuple[int, bytes, bytes]] = []
+        codes: list[int] = []
         for flag, body, properties in items:
             text = prop.join_properties(properties, shared_bytes)
             if len(text) > PROPERTIES_SIZE_MAX_BYTES:
                 raise properties_too_large(len(text))
             tags = prop.property_of_bytes(text, b"TAGS") if b"TAGS\x01" in text else None
-            code = 0 if tags is None else tags_code(tags.decode("utf-8", "replace"))
-            messages.append(
-                NewMessage(name, queue_id, body, text, flag, sys_flag, born_ms, born_host, reconsume_times, 0, code)
-            )
-        return messages
+            codes.append(0 if tags is None else tags_code(tags.decode("utf-8", "replace")))
+            stored.append((flag, body, text))
+        reconsume_times = header.reconsume_times or 0
+        return NewBatch(
+            name, queue_id, stored, codes, sys_flag, header.born_timestamp, session.peer_host, reconsume_times
+        )
 
 
 def _end_of(results: Sequence[AppendResult]) -> int:
