@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import signal
 import sys
 from pathlib import Path
 
 from benchmark.load import BenchmarkError
 from benchmark.report import Report
-from benchmark.versus.document import write_into_document
+from benchmark.versus.document import report_markdown, write_into_document
 from benchmark.versus.loads import LOADS, Terms, run_loads
 from benchmark.versus.own import OWN_ROWS, run_own
 from benchmark.versus.peers import PEERS, run_peers
 from benchmark.versus.picture import picture
-from benchmark.versus.profile import print_profile
+from benchmark.versus.profile import profile
 
 ROWS = (*(load.key for load in LOADS), *OWN_ROWS)
 
@@ -34,7 +36,9 @@ def add_versus_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--folder", help="where the stores are made (default: the folder for temporary files)")
     command.add_argument("--profile", metavar="ROW", help="where our server's time goes under that row's load, instead")
     command.add_argument("--picture", metavar="FILE", help="draw the ratios there, as SVG")
-    command.add_argument("--document", metavar="FILE", help="put the tables between the marks of that Markdown file")
+    command.add_argument(
+        "--document", metavar="FILE", help="put tables and picture between the marks of that Markdown file"
+    )
 
 
 def run_versus(report: Report, options: argparse.Namespace) -> None:
@@ -46,8 +50,12 @@ def run_versus(report: Report, options: argparse.Namespace) -> None:
     )
 
     if options.profile:
-        print_profile(options.profile, terms)
+        profile(options.profile, terms, None if options.document is None else Path(options.document))
         return
+    report.machine += (
+        f", {os.cpu_count()} processors, {platform.system()} {platform.release()}; {terms.rounds} rounds of "
+        f"{terms.seconds} s after {terms.warm_seconds} s, {terms.queues} queues"
+    )
 
     def done() -> None:
         if options.json not in (None, "-"):
@@ -55,7 +63,9 @@ def run_versus(report: Report, options: argparse.Namespace) -> None:
         if options.picture:
             Path(options.picture).write_text(picture(report))
         if options.document:
-            write_into_document(report, Path(options.document))
+            page = Path(options.document)
+            shown = os.path.relpath(options.picture, page.parent) if options.picture else None
+            write_into_document(report_markdown(report, shown), page, "versus")
 
     run_loads(report, chosen, terms, done)
     run_own(report, chosen, terms, done)

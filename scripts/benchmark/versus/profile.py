@@ -19,15 +19,16 @@ from rich.table import Table
 
 from benchmark.load import BenchmarkError, process_cpu_parts
 from benchmark.servers import our_server
+from benchmark.versus.document import markdown_table, write_into_document
 from benchmark.versus.environment import python_environment
 from benchmark.versus.loads import LOADS, Load, Terms
 
 SAMPLES_A_SECOND = 400
-SHOWN = 25
+SHOWN = 15
 
 
-def print_profile(key: str, terms: Terms) -> None:
-    """Run the row's load once on our server, and print both views."""
+def profile(key: str, terms: Terms, document: Path | None) -> None:
+    """Run the row's load once on our server; print both views, or put them into the document."""
     load = next((load for load in LOADS if load.key == key), None)
     if load is None or load.key == "idle":
         raise BenchmarkError(f"{key!r} has no load to profile; the rows with one are those compared with Apache's")
@@ -35,19 +36,33 @@ def print_profile(key: str, terms: Terms) -> None:
     total = sum(samples.values())
     if not total:
         raise BenchmarkError("py-spy saw nothing: raise --seconds")
-    taken = user_seconds + system_seconds
-    table = Table("function", "itself", "with what it calls", title=f"{load.title}: samples of the lock's holder")
+    rows = _most(samples, total)
+    kernel = f"the kernel's share of the CPU: {system_seconds / (user_seconds + system_seconds):.0%}"
+    titles = ["function", "itself", "with what it calls"]
+    if document is not None:
+        lines = [f"{load.title}; {kernel}; of the rest, functions by samples of the lock's holder.", ""]
+        lines += markdown_table(titles, rows, words=1)
+        write_into_document("\n".join(lines) + "\n", document, f"profile {key}")
+        return
+    table = Table(*titles, title=f"{load.title}: samples of the lock's holder")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    console.print(kernel)
+
+
+def _most(samples: Counter[str], total: int) -> list[list[str]]:
+    """The functions that took most by themselves, with their shares."""
     alone: Counter[str] = Counter()
     with_called: Counter[str] = Counter()
     for stack, count in samples.items():
-        frames = [frame.rpartition(":")[0] for frame in stack.split(";")]
+        frames = [frame.rpartition(":")[0] + ")" for frame in stack.split(";")]
         alone[frames[-1]] += count
         with_called.update(dict.fromkeys(frames, count))
-    for name, count in alone.most_common(SHOWN):
-        table.add_row(name, f"{count / total:.1%}", f"{with_called[name] / total:.1%}")
-    console = Console()
-    console.print(table)
-    console.print(f"the kernel's share of the CPU: {system_seconds / taken:.0%} of {taken:.1f} s")
+    return [
+        [name, f"{count / total:.1%}", f"{with_called[name] / total:.1%}"] for name, count in alone.most_common(SHOWN)
+    ]
 
 
 def _sampled(load: Load, terms: Terms) -> tuple[Counter[str], tuple[float, float]]:
