@@ -141,6 +141,28 @@ async def test_queues_that_no_topic_owns_go_and_others_stay(autojump_clock: Mock
         assert (await client.ask(RequestCode.CLEAN_UNUSED_TOPIC)).code == 0
 
 
+async def test_a_clean_up_of_queues_costs_no_message_that_waits(autojump_clock: MockClock) -> None:
+    """Delayed, timed and half messages wait in queues of topics that nobody makes."""
+    async with one_broker() as (_, client):
+        await client.create_topic()
+        assert (await client.send(b"delayed", properties="DELAY\x014")).code == 0
+        assert (await client.send(b"timed", properties="TIMER_DELAY_SEC\x0160")).code == 0
+        half = await client.send(b"half", properties="TRAN_MSG\x01true\x02PGROUP\x01pg", sys_flag=4)
+        assert (await client.ask(RequestCode.CLEAN_UNUSED_TOPIC)).code == 0
+        end = headers.EndTransactionRequestHeader(
+            producer_group="pg",
+            tran_state_table_offset=int(half.ext_fields()["queueOffset"]),
+            commit_log_offset=int(half.ext_fields()["msgId"][16:], 16),
+            commit_or_rollback=8,
+            from_transaction_check=False,
+            msg_id="",
+            transaction_id="",
+        )
+        assert (await client.ask(RequestCode.END_TRANSACTION, end)).code == 0
+        await trio.sleep(70)
+        assert {message.body for message in await client.stored()} == {b"delayed", b"timed", b"half"}
+
+
 @pytest.mark.parametrize("clean", [True, False])
 async def test_a_deleted_topic_takes_its_queues_and_offsets_and_nothing_elses(
     autojump_clock: MockClock, clean: bool

@@ -21,7 +21,7 @@ from trio_rmq.wire.command import Command
 
 logger = logging.getLogger(__name__)
 
-SPARED_TOPICS = frozenset({names.SCHEDULE_TOPIC, names.HALF_TOPIC, names.OP_HALF_TOPIC})
+SPARED_TOPICS = frozenset({names.SCHEDULE_TOPIC, names.HALF_TOPIC, names.OP_HALF_TOPIC, names.TIMER_TOPIC})
 """Topics that clients never make, whose queues stay whether or not the table has them."""
 
 Saved = Callable[[], Awaitable[str | None]]
