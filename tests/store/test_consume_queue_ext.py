@@ -176,6 +176,26 @@ async def test_lost_units_hide_no_message(place: Place) -> None:
 
 
 @pytest.mark.trio
+@pytest.mark.parametrize("lost", [1, 40])
+async def test_units_lost_by_a_crash_cost_no_older_ones(place: Place, lost: int) -> None:
+    """The last entry leads into a file that is gone: the next unit goes behind it, where no address was given yet."""
+    async with place.open(**EXT) as store:
+        with_maps(store)
+        stored(store.append([new_message(b"%d" % number, tags="a") for number in range(10)]))
+    address = -(2**63) + 4096 * lost
+    place.write("consumequeue/T/0/00000000000000000000", struct.pack(">q", address), 9 * 20 + 12)
+    async with place.open(**EXT) as store:
+        with_maps(store)
+        stored(store.append([new_message(b"10", tags="b")]))
+        codes = [code for _, _, code in struct.iter_unpack(">qiq", store._queues.table["T", 0].read(9, 2))]
+        assert codes == [address, address + 4096]
+        await store._queue_flusher.write_out()
+        kept = 9 if lost < 17 else 0  # an address that far away is wrong
+        assert maps_of(store) == [b"T|TAGS\x01a"] * kept + [b"T|TAGS\x01b"]
+        assert bodies(store, tags_codes=frozenset({tags_code("b")}))[-2:] == [b"9", b"10"]
+
+
+@pytest.mark.trio
 async def test_off_and_on_again(place: Place) -> None:
     """What has units keeps them; what came without is filtered by its tags code."""
     sizes = {"mapped_file_size_consume_queue_ext": 4096}

@@ -29,6 +29,9 @@ MARK = b"\xff\xff"
 _MARK_ROOM_BYTES = 4
 _READ_BYTES = 32 * 1024
 _UNIT_READ_BYTES = 256
+_LOST_FILES_MAX = 16
+"""Where more files than that are missing, the address that says so is taken to be wrong: the older files go instead."""
+
 _SIZE_KEY = "mappedFileSizeConsumeQueueExt"
 
 AcceptEntry = Callable[[bytes | None, int], bool]
@@ -98,12 +101,21 @@ class ConsumeQueueExt:
         while self.tail:
             start = self._written - self._written % file_size
             if self.files.locate(self._written) is None:
-                self.files.append_file(start)
+                self._append_file(start)
             size = min(start + file_size - self._written, len(self.tail))
             self.unsynced[self.files.path(start)] = None
             self.files.write(self._written, bytes(self.tail[:size]))
             self._written += size
             del self.tail[:size]
+
+    def _append_file(self, start: int) -> None:
+        """Make the file at `start`; empty ones stand in for those before it that are lost."""
+        files = self.files
+        if files.starts and (start - files.end) // files.file_size > _LOST_FILES_MAX:
+            files.remove_from(-1)
+        while files.starts and files.end < start:
+            files.append_file(files.end)
+        files.append_file(start)
 
     # Reading -----------------------------------------------------------------------------------------------------
 
@@ -155,7 +167,8 @@ class ConsumeQueueExt:
     def settle(self, last_code: int | None) -> None:
         """Let the units end after that of the queue's last entry, which holds `last_code` (None: there is no entry).
 
-        What waits in memory goes.  Where the entry tells nothing, the next unit begins a new file.
+        What waits in memory goes.  Where the entry's unit is lost, the next one begins a new file behind it: no address
+        is given twice.  Changes nothing on disk.
         """
         end = self.files.end
         if last_code is not None and is_address(last_code):
@@ -169,8 +182,6 @@ class ConsumeQueueExt:
                 end = max(end, offset - offset % file_size + file_size)
         elif last_code is None and not self.files.starts:
             end = 0
-        if self.files.starts and end > self.files.end:  # a file must follow the last one
-            self.files.remove_from(-1)
         self.tail = bytearray()
         self._written = self.end = end
 

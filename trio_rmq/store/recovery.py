@@ -189,11 +189,10 @@ class Recovery:
         """A process that was killed may not have synced the names it made: see to it that they are."""
         files, queues = self._log.files, self._queues
         files.changed_directories.update((files.directory, files.directory.rpartition("/")[0] or "."))
-        folders = {queue.files.directory for queue in queues.table.values() if queue.files.starts}
-        parents = {folder.rpartition("/")[0] for folder in folders}
-        queues.changed_directories.update(folders, parents)
-        if folders:
-            queues.changed_directories.update((queues.directory, queues.directory.rpartition("/")[0] or "."))
+        folders = {run.directory for queue in queues.table.values() for run in queue.file_runs() if run.starts}
+        for _ in ("queue", "topic", "all queues", "the store"):
+            queues.changed_directories.update(folders)
+            folders = {folder.rpartition("/")[0] or "." for folder in folders}
 
     async def _read(self, begin: int, clean: bool) -> Recovered:
         log = self._log

@@ -36,8 +36,15 @@ SETTINGS: dict[str, dict[str, object]] = {
     "sync": {"flush_disk_type": "SYNC_FLUSH"},
     "async": {},
     "marks": {"flush_disk_type": "SYNC_FLUSH", "flush_consume_queue_thorough_interval": 100},
+    "units": {
+        "flush_disk_type": "SYNC_FLUSH",
+        "flush_consume_queue_thorough_interval": 100,
+        "enable_consume_queue_ext": True,
+        "mapped_file_size_consume_queue_ext": 4096,
+    },
 }
-"""Name -> settings: both flush types, and queues that are synced so often that the checkpoint has marks."""
+"""Name -> settings: both flush types, queues that are synced so often that the checkpoint has marks, and the same with
+extension files."""
 
 LOSSES = ("kill", "power")
 SIZES: dict[str, object] = {
@@ -137,6 +144,7 @@ async def scenario(place: Place, settings: str, ledger: Ledger, seed: int) -> No
     with use_wall_clock(lambda: ledger.now_ms):
         for life in range(3):
             async with place.open(**configuration(settings)) as store, trio.open_nursery() as services:
+                store.bit_map_of = lambda topic, properties: bytes(700)  # so that extension files are rolled, too
                 services.start_soon(store.run_retention)
                 for step in range(6):
                     await _send(store, ledger, rng)
