@@ -18,6 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 
 from trio_rmq import __version__
 from trio_rmq.cli.asking import Level, Server, name_servers, run_on_trio
+from trio_rmq.cli.chaos import chaos_app
 from trio_rmq.cli.groups import group_app
 from trio_rmq.cli.logs import set_up_logging
 from trio_rmq.cli.parts import read_parts, separator_bytes
@@ -44,6 +45,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(topic_app)
+app.add_typer(chaos_app)
 app.add_typer(group_app)
 app.add_typer(store_app)
 _ELSEWHERE = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
