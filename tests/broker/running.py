@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeVar
@@ -183,12 +183,17 @@ def broker_config(**settings: object) -> BrokerConfig:
 
 @asynccontextmanager
 async def broker_in(
-    world: World, *, disk: FaultyDisk | None = None, store: dict[str, object] | None = None, **settings: object
+    world: World,
+    *,
+    disk: FaultyDisk | None = None,
+    store: dict[str, object] | None = None,
+    wall_offset_ms: Callable[[], int] = lambda: 0,
+    **settings: object,
 ) -> AsyncIterator[Running]:
-    """A broker in a world for the block; stopped in order at its end."""
+    """A broker in a world for the block; stopped in order at its end.  Its wall clock is off by `wall_offset_ms()`."""
     disk = disk or FaultyDisk()
     async with trio.open_nursery() as nursery:
-        with world.node(BROKER):
+        with world.node(BROKER, wall_offset_ms=wall_offset_ms):
             ready: BrokerReady = await nursery.start(
                 partial(serve_broker, broker_config(**settings), small_config("store", **(store or {})), disk=disk)
             )
@@ -198,12 +203,16 @@ async def broker_in(
 
 @asynccontextmanager
 async def one_broker(
-    *, disk: FaultyDisk | None = None, store: dict[str, object] | None = None, **settings: object
+    *,
+    disk: FaultyDisk | None = None,
+    store: dict[str, object] | None = None,
+    wall_offset_ms: Callable[[], int] = lambda: 0,
+    **settings: object,
 ) -> AsyncIterator[tuple[Running, Client]]:
     """A world with one broker and one client; for tests on virtual time (`autojump_clock`)."""
     async with (
         open_world() as world,
-        broker_in(world, disk=disk, store=store, **settings) as running,
+        broker_in(world, disk=disk, store=store, wall_offset_ms=wall_offset_ms, **settings) as running,
         running.client() as client,
     ):
         yield running, client

@@ -197,6 +197,33 @@ async def test_the_check_carries_the_message_and_its_answer_ends_it(autojump_clo
         assert len(await client.stored("T")) == 1
 
 
+@pytest.mark.parametrize("restart", [False, True])
+async def test_what_is_sent_after_the_clock_was_set_back_is_asked_about_in_its_time(
+    restart: bool, autojump_clock: MockClock
+) -> None:
+    offset, disk = 0, FaultyDisk()
+    async with open_world() as world:
+        async with broker_in(world, disk=disk, wall_offset_ms=lambda: offset) as running, running.client() as client:
+            assert (await client.send()).code == 0
+            offset = -3_600_000  # store times stand still for an hour
+            if not restart:
+                async with producing(running, COMMIT) as producer:
+                    await producer.beat()
+                    await half(client)
+                    await trio.sleep(8)
+                    assert len(producer.asked) == 1
+                    return
+            await half(client)
+        disk = disk.survivor_of_kill()
+        async with (
+            broker_in(world, disk=disk, wall_offset_ms=lambda: offset) as running,
+            producing(running, COMMIT) as producer,
+        ):
+            await producer.beat()
+            await trio.sleep(8)
+            assert len(producer.asked) == 1
+
+
 async def test_an_end_that_comes_after_the_check_counts_once(autojump_clock: MockClock) -> None:
     """The producer's own commit names the first record; the check was about its copy.  RocketMQ would deliver twice."""
     async with one_broker() as (running, client), producing(running, UNDECIDED) as producer:

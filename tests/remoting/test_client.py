@@ -110,6 +110,27 @@ async def test_a_request_without_an_answer_times_out_and_the_connection_lives(ad
         assert (await connection.request(Command(ECHO, body=b"x"))).code == 0
 
 
+async def test_a_peer_from_which_nothing_comes_any_more_is_given_up(address: str) -> None:
+    async with RemotingClient() as client:
+        first = await client.connection(address)
+        for _ in range(2):
+            with pytest.raises(RequestTimeoutError):
+                await client.request(address, Command(HOLD), 0.01)
+        await first.wait_closed()
+        assert first.close_reason == "lost: requests got no answer, and nothing else came"
+        assert (await client.request(address, Command(ECHO, body=b"x"))).code == 0
+
+
+async def test_a_peer_that_answers_others_is_kept(address: str) -> None:
+    async with RemotingClient() as client:
+        first = await client.connection(address)
+        for _ in range(3):
+            with pytest.raises(RequestTimeoutError):
+                await client.request(address, Command(HOLD), 0.01)
+            assert (await client.request(address, Command(ECHO, body=b"x"))).code == 0
+        assert await client.connection(address) is first
+
+
 async def test_a_cancelled_request_leaves_no_entry_and_the_connection_lives(address: str) -> None:
     async with open_connection(address) as connection:
         async with anyio.create_task_group() as group:

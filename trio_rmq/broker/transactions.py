@@ -297,9 +297,12 @@ class Transactions:
         return end
 
     def _due_ms(self, half: HalfMessage) -> int:
+        """When to look at it; not later than its whole wait from now: a clock set back leaves store times ahead."""
+        now_ms = wall_ms()
         if half.check_times:
-            return half.record.store_timestamp_ms + self._config.transaction_check_interval
-        due_ms = half.stored_ms + self.immunity_ms(half)
+            wait_ms = self._config.transaction_check_interval
+            return min(half.record.store_timestamp_ms, now_ms) + wait_ms
+        due_ms = min(half.stored_ms, now_ms) + self.immunity_ms(half)
         return min(due_ms, half.record.store_timestamp_ms + self._reserved_ms * 3 // 4)
 
     def _read(self, offsets: Sequence[int]) -> list[HalfMessage]:
@@ -422,7 +425,7 @@ class Transactions:
             age_ms = now_ms - half.record.store_timestamp_ms
             if half.check_times >= self._config.transaction_check_max or age_ms >= self._reserved_ms:
                 parked.append(half)
-            elif not half.check_times and now_ms < half.stored_ms + self.immunity_ms(half):
+            elif not half.check_times and half.stored_ms <= now_ms < half.stored_ms + self.immunity_ms(half):
                 carried.append(half)
             elif (session := self._asking.producer(half.group)) is None:
                 self._wait_for_producer(half)

@@ -22,7 +22,14 @@ import anyio.abc
 import anyio.lowlevel
 
 from trio_rmq import limits
-from trio_rmq.errors import ConnectionLostError, ProtocolError, RemotingError, RequestError, TooManyRequestsError
+from trio_rmq.errors import (
+    ConnectionLostError,
+    ProtocolError,
+    RemotingError,
+    RequestError,
+    RequestTimeoutError,
+    TooManyRequestsError,
+)
 from trio_rmq.remoting.outgoing import next_write
 from trio_rmq.remoting.request_table import RequestTable
 from trio_rmq.wire.command import FLAG_ONEWAY, FLAG_RESPONSE, Command, SerializeType
@@ -131,6 +138,8 @@ class Connection:
         self._ended = anyio.Event()
         self._scope = anyio.CancelScope()
         self._group: anyio.abc.TaskGroup | None = None
+        self._reads = 0
+        self._reads_when_late = -1
         channel.on_control = self._wake
 
     def __repr__(self) -> str:
@@ -177,7 +186,10 @@ class Connection:
         pending = self._requests.open(commands)
         try:
             self._queue(commands if isinstance(commands, list) else list(commands))
-            return await pending.wait(timeout_seconds)
+            answers = await pending.wait(timeout_seconds)
+            if isinstance(answers[-1], RequestTimeoutError):
+                self._late()
+            return answers
         finally:
             pending.discard()
 
@@ -216,7 +228,7 @@ class Connection:
                 async with anyio.create_task_group() as group:
                     self._group = group
                     group.start_soon(self._write)
-                    group.start_soon(self._requests.run_deadlines)
+                    group.start_soon(self._requests.run_deadlines, self._late)
                     await self._read()
                     self._scope.cancel()
         finally:
@@ -232,6 +244,7 @@ class Connection:
         try:
             while True:
                 commands = await receive()
+                self._reads += 1
                 for first in range(0, len(commands), RESOLVED_AT_ONCE):
                     if first:
                         await anyio.lowlevel.checkpoint()
@@ -248,6 +261,16 @@ class Connection:
             reason = f"the server sent no valid command: {error}"
             logger.warning("connection to %s: %s", self.address, reason)
         self._mark_closed(reason)
+
+    def _late(self) -> None:
+        """A request got no answer in time.  The second one between which nothing at all came ends the connection.
+
+        Its peer may be gone without a word (a lost NAT entry, a machine without power); a new connection tells.
+        RocketMQ's clients close at the first one, whatever else came (clientCloseSocketIfTimeout).
+        """
+        if self._reads_when_late == self._reads:
+            self.close("lost: requests got no answer, and nothing else came")
+        self._reads_when_late = self._reads
 
     async def _write(self) -> None:
         outgoing = self._outgoing

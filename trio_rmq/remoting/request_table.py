@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
@@ -170,8 +170,8 @@ class RequestTable:
         """Drop the entry, if it is there still: the request was not sent, or nobody wants the answer."""
         self.entries.pop(opaque, None)
 
-    async def run_deadlines(self) -> None:
-        """End each single request that is due with RequestTimeoutError; until cancelled."""
+    async def run_deadlines(self, on_late: Callable[[], None] | None = None) -> None:
+        """End each single request that is due with RequestTimeoutError, and call `on_late`; until cancelled."""
         due, entries = self._due, self.entries
         while True:
             while due and due[0][1] not in entries:
@@ -186,6 +186,8 @@ class RequestTable:
                 waiting = entries.pop(opaque, None)
                 if isinstance(waiting, Waiting):
                     waiting._settle(opaque, self._late(waiting.timeout_seconds))
+                    if on_late is not None:
+                        on_late()
 
     def _late(self, timeout_seconds: float) -> RequestTimeoutError:
         return RequestTimeoutError(
