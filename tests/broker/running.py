@@ -184,10 +184,11 @@ def broker_config(**settings: object) -> BrokerConfig:
 @asynccontextmanager
 async def broker_in(
     world: World,
+    wall_offset_ms: Callable[[], int] = lambda: 0,
+    /,
     *,
     disk: FaultyDisk | None = None,
     store: dict[str, object] | None = None,
-    wall_offset_ms: Callable[[], int] = lambda: 0,
     **settings: object,
 ) -> AsyncIterator[Running]:
     """A broker in a world for the block; stopped in order at its end.  Its wall clock is off by `wall_offset_ms()`."""
@@ -203,16 +204,12 @@ async def broker_in(
 
 @asynccontextmanager
 async def one_broker(
-    *,
-    disk: FaultyDisk | None = None,
-    store: dict[str, object] | None = None,
-    wall_offset_ms: Callable[[], int] = lambda: 0,
-    **settings: object,
+    *, disk: FaultyDisk | None = None, store: dict[str, object] | None = None, **settings: object
 ) -> AsyncIterator[tuple[Running, Client]]:
     """A world with one broker and one client; for tests on virtual time (`autojump_clock`)."""
     async with (
         open_world() as world,
-        broker_in(world, disk=disk, store=store, wall_offset_ms=wall_offset_ms, **settings) as running,
+        broker_in(world, disk=disk, store=store, **settings) as running,
         running.client() as client,
     ):
         yield running, client

@@ -203,7 +203,7 @@ async def test_what_is_sent_after_the_clock_was_set_back_is_asked_about_in_its_t
 ) -> None:
     offset, disk = 0, FaultyDisk()
     async with open_world() as world:
-        async with broker_in(world, disk=disk, wall_offset_ms=lambda: offset) as running, running.client() as client:
+        async with broker_in(world, lambda: offset, disk=disk) as running, running.client() as client:
             assert (await client.send()).code == 0
             offset = -3_600_000  # store times stand still for an hour
             if not restart:
@@ -216,7 +216,7 @@ async def test_what_is_sent_after_the_clock_was_set_back_is_asked_about_in_its_t
             await half(client)
         disk = disk.survivor_of_kill()
         async with (
-            broker_in(world, disk=disk, wall_offset_ms=lambda: offset) as running,
+            broker_in(world, lambda: offset, disk=disk) as running,
             producing(running, COMMIT) as producer,
         ):
             await producer.beat()

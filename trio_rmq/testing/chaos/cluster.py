@@ -25,7 +25,6 @@ from typing import Any
 import trio
 
 from trio_rmq.errors import RocketMQError
-from trio_rmq.remoting.local_address import free_port
 from trio_rmq.testing.chaos.orders import Deed, Orders, Rule, read_deeds, write_orders
 from trio_rmq.testing.chaos.proxy import Edge, Proxy, Rewrite
 from trio_rmq.testing.chaos.small_disk import SmallDisk
@@ -41,12 +40,31 @@ STOP_SECONDS = 30.0
 LOG_BYTES = 4096
 
 
+PORTS = (20_000, 32_000)
+"""Below those that systems give to whoever connects, so that nobody takes a server's port while it is down."""
+PORT_NEIGHBOURS = (-2, -1, 0, 1)
+"""Beside its port, a broker of Apache listens two below it and one above it."""
+
+
 class NodeError(RocketMQError):
     """A server did not start, or did not stop, in time."""
 
 
 def _nobody(process: str, what: str, **value: Any) -> None:
     return None
+
+
+async def _free_port(rng: Random) -> int:
+    """A port of 127.0.0.1 that is free now, with its neighbours."""
+    while True:
+        port = rng.randrange(*PORTS)
+        try:
+            for distance in PORT_NEIGHBOURS:
+                for listener in await trio.open_tcp_listeners(port + distance, host="127.0.0.1"):
+                    await listener.aclose()
+        except OSError:
+            continue
+        return port
 
 
 class Node:
@@ -293,6 +311,8 @@ class Cluster:
         self._mutants = list(mutants or [])
         self._seed = seed
         self._proxies: dict[tuple[str, str], Proxy] = {}
+        self._ports = Random()
+        """Not the seed's: clusters of one seed may run side by side."""
 
     @property
     def name_servers(self) -> str:
@@ -362,7 +382,7 @@ class Cluster:
         if kind == "broker" and self._track_unsynced and not self.system.cannot("power"):
             journal = f"{disk}/journal"
         os.makedirs(f"{disk}/store", exist_ok=True)
-        port = await free_port("127.0.0.1")
+        port = await _free_port(self._ports)
         place = Place(name, folder, f"{disk}/store", port, settings, f"{folder}/orders.json", journal)
         node = self.nodes[name] = Node(self, place, kind)
         node.disk = small

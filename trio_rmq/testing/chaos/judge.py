@@ -298,8 +298,14 @@ class Judge:
         return all(name in self.consumed for name in names)
 
     def _recovery(self) -> None:
+        """From a fault's end, or the last start of its target within it, to the next acknowledgement."""
         worst, count = 0.0, 0
+        started: dict[str, int] = {}
         for event in self.events:
+            if event.what == "starts":
+                started[event.process] = event.time_us
+            if event.what == "fault":
+                started.pop(event.value["target"], None)
             if event.what != "fault over":
                 continue
             target = event.value["target"].rpartition("->")[2]
@@ -307,7 +313,8 @@ class Judge:
             if not target.startswith("broker"):
                 continue
             count += 1
-            seconds = self._seconds_until(event.time_us, **serves)
+            since_us = started.get(target, event.time_us)
+            seconds = self._seconds_until(since_us, **serves)
             label = f"{event.value['do']} at {target} that ended at {event.time_us / 1e6:.1f} s"
             if seconds is None:
                 self.problems["recovery"].append(f"after {label} it never served again")
