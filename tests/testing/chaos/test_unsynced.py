@@ -154,6 +154,16 @@ def test_rules_begin_end_and_are_told(tmp_path: Path) -> None:
     ]
 
 
+def test_a_fault_that_strikes_once_does_so_over_all_lives(tmp_path: Path) -> None:
+    node = Node(str(tmp_path), rule("error", "pwrite", times=1))
+    handle = node.disk.open(f"{node.root}/log", create=True)
+    with pytest.raises(OSError, match="Input/output error"):
+        node.disk.pwrite(handle, b"1", 0)
+    node.restart()
+    handle = node.disk.open(f"{node.root}/log")
+    assert node.disk.pwrite(handle, b"1", 0) == 1
+
+
 def test_a_short_write_writes_a_part_and_a_lying_sync_none_of_it(node: Node) -> None:
     handle = node.disk.open(f"{node.root}/log", create=True)
     node.disk.sync_directory(node.root)

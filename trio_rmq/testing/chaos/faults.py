@@ -22,10 +22,11 @@ RECOVERY_CALLS = ("pread", "pwrite", "truncate", "fdatasync", "rename", "open")
 
 
 class FaultKind(NamedTuple):
-    """What a fault does, and whether its target is an edge."""
+    """What a fault does, whether its target is an edge, and whether it is done to a process's life."""
 
     strike: Callable[[Cluster, Strike], Awaitable[None]]
     on_edge: bool = False
+    on_process: bool = False
 
 
 def _node(cluster: Cluster, strike: Strike) -> Node:
@@ -183,14 +184,14 @@ async def _step_clock(cluster: Cluster, strike: Strike) -> None:
 
 
 FAULTS: dict[str, FaultKind] = {
-    "kill": FaultKind(_kill),
-    "kill_in_recovery": FaultKind(_kill_in_recovery),
-    "stop": FaultKind(_stop),
-    "pause": FaultKind(_pause),
-    "wipe": FaultKind(_wipe),
-    "upgrade": FaultKind(_upgrade),
-    "rolling_restart": FaultKind(_rolling_restart),
-    "power": FaultKind(_power),
+    "kill": FaultKind(_kill, on_process=True),
+    "kill_in_recovery": FaultKind(_kill_in_recovery, on_process=True),
+    "stop": FaultKind(_stop, on_process=True),
+    "pause": FaultKind(_pause, on_process=True),
+    "wipe": FaultKind(_wipe, on_process=True),
+    "upgrade": FaultKind(_upgrade, on_process=True),
+    "rolling_restart": FaultKind(_rolling_restart, on_process=True),
+    "power": FaultKind(_power, on_process=True),
     "fill_disk": FaultKind(_fill_disk),
     "disk_error": FaultKind(_disk_error),
     "slow_disk": FaultKind(_slow_disk),

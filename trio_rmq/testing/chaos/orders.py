@@ -2,7 +2,8 @@
 
 A file and no socket, because it is there before the node starts (faults in recovery) and is seen in the middle of a
 blocked event loop.  A rule is known by its number: what it has done already counts on over changes of the file.
-What was done is appended to another file, a JSON line each: the evidence that a fault took place.
+What was done is appended to another file, a JSON line each: the evidence that a fault took place, and what lets a
+fault that strikes once strike once also when the node dies of it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections import Counter
 from typing import Literal
 
 import msgspec
@@ -32,8 +34,9 @@ class Rule(msgspec.Struct, frozen=True):
     seconds: float = 0.0
     """Of a delay: the least; each one is longer by chance, with a heavy tail, up to 20 times."""
     first: int = 1
+    """Counted in each life of the node anew."""
     times: int = 0
-    """0: without end."""
+    """Over all lives of the node; 0: without end."""
 
     @property
     def error_number(self) -> int:
@@ -86,6 +89,8 @@ class Told:
         self._version: tuple[int, int] | None = None
         self._orders = Orders()
         self._seen: dict[int, int] = {}
+        self._struck = Counter(deed.rule for deed in read_deeds(path))
+        """How often each rule has struck, in earlier lives of the node too."""
         self._done = os.open(f"{path}.done", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
 
     @property
@@ -106,8 +111,9 @@ class Told:
                 if call not in rule.calls or rule.path not in path:
                     continue
                 seen = self._seen[rule.number] = self._seen.get(rule.number, 0) + 1
-                if seen < rule.first or (rule.times and seen >= rule.first + rule.times):
+                if seen < rule.first or (rule.times and self._struck[rule.number] >= rule.times):
                     continue
+                self._struck[rule.number] += 1
                 deed = Deed(rule.number, rule.action, call, path)
                 os.write(self._done, msgspec.json.encode(deed) + b"\n")
                 return rule

@@ -41,7 +41,8 @@ class _Drawing:
         series = self.series
         self._lanes(series.serving, "serving")
         self._lanes(series.faults, "fault")
-        lanes_end = self.y
+        marks_at = self.y + 10
+        self.y += 10
         self._chart(
             "messages a second",
             [
@@ -65,7 +66,7 @@ class _Drawing:
         for at, label in ((series.begin, "begin"), (series.healed, "faults over")):
             x = self.x(at)
             self.parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{bottom:.1f}" class="mark"/>')
-            self.text(x + 3, lanes_end + 8, label, "small")
+            self.text(x + 3, marks_at, label, "small")
         height = bottom + 28
         return (
             f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="time line of the run">'

@@ -117,7 +117,7 @@ class _Run:
         self.plan = [strike for strike in planned if system.cannot(strike.do) is None]
         self.producing: list[trio.Event] = []
         self.everybody: list[Clients] = []
-        self.struck: dict[str, trio.Lock] = {}
+        self.struck: dict[tuple[str, str], trio.Lock] = {}
 
     def _cluster(self) -> Cluster:
         shape = self.scenario.cluster
@@ -218,9 +218,13 @@ class _Run:
             clients.ending.set()
 
     async def _strike(self, cluster: Cluster, begin: float, strike: Strike) -> None:
-        """One fault, not before the last one at its target is over and clients had a moment of peace."""
+        """One fault, not before the last one of its row is over and clients had a moment of peace.
+
+        All that is done to one process is one row; else faults of one kind at one target are.
+        """
         await trio.sleep_until(begin + strike.at)
-        async with self.struck.setdefault(strike.target, trio.Lock()):
+        row = "its process" if FAULTS[strike.do].on_process else strike.do
+        async with self.struck.setdefault((strike.target, row), trio.Lock()):
             await self._strike_now(cluster, strike)
             await trio.sleep(PEACE_SECONDS)
 

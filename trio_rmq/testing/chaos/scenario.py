@@ -99,7 +99,7 @@ class Scenario(msgspec.Struct, forbid_unknown_fields=True):
     """How long clients work while faults happen."""
     settle_seconds: float = 60.0
     """Within this time after the last fault all that is stored must be consumed."""
-    recovery_seconds: float = 10.0
+    recovery_seconds: float = 30.0
     """Within this time after a fault's end the broker must acknowledge again."""
     delay_late_seconds: float = 10.0
     """Most that a delayed message may be late; time during which a fault lasted does not count."""
