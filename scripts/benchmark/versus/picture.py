@@ -8,11 +8,11 @@ from html import escape
 from benchmark.report import Comparison, Report
 
 MEASURES = (
-    ("messages_per_second", "messages/s (more is better)", "#2b6cb0"),
-    ("p99_us", "p99 (less is better)", "#dd8a1e"),
-    ("cpu_us_per_message", "server CPU a message (less is better)", "#3f8f4f"),
-    ("resident_mb", "resident memory (less is better)", "#8a4f9e"),
-    ("ready_seconds", "time to ready (less is better)", "#7a7a7a"),
+    ("messages_per_second", "messages/s: right is better", "#2b6cb0"),
+    ("p99_us", "p99: left is better", "#dd8a1e"),
+    ("cpu_us_per_message", "server CPU a message: left", "#3f8f4f"),
+    ("resident_mb", "resident memory: left", "#8a4f9e"),
+    ("ready_seconds", "time to ready: left", "#7a7a7a"),
 )
 MEMORY_AND_START = ("resident_mb", "ready_seconds")
 """Drawn only for the row that measures nothing else."""
@@ -80,7 +80,7 @@ def _legend() -> list[str]:
     for _, name, color in MEASURES:
         parts.append(f'<rect x="{x}" y="56" width="10" height="10" fill="{color}"/>')
         parts.append(f'<text x="{x + 14}" y="65" font-size="10">{name}</text>')
-        x += 30 + 6 * len(name)
+        x += 34 + round(5.6 * len(name))
     return parts
 
 
