@@ -10,7 +10,7 @@ from benchmark.load import BenchmarkError
 from benchmark.report import Comparison, Goal, Report
 from benchmark.versus.command import ROWS
 from benchmark.versus.document import report_markdown, write_into_document
-from benchmark.versus.loads import LOADS
+from benchmark.versus.loads import LOADS, measuring
 from benchmark.versus.picture import picture
 
 ROOT = Path(__file__).parents[1]
@@ -60,6 +60,20 @@ def test_the_page_keeps_what_stands_around_the_marks(tmp_path: Path) -> None:
     assert "![ratios](ratios.svg)" in text
     with pytest.raises(BenchmarkError, match="profile x: begin"):
         write_into_document("", page, "profile x")
+
+
+def test_a_row_that_fails_is_told_and_the_next_one_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report()
+    written: list[int] = []
+    for key in ("first", "second"):
+        with measuring(report, key, lambda: written.append(len(report.comparisons))):
+            if key == "first":
+                raise BenchmarkError("it was [refused]")
+            report.comparisons.append(two())
+    assert report.failures == ["first: it was [refused]"]
+    assert written == [0, 1]
+    report.print()
+    assert "NOT MEASURED: first: it was [refused]" in capsys.readouterr().out
 
 
 def test_the_page_about_performance_has_its_marks(tmp_path: Path) -> None:

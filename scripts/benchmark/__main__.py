@@ -25,7 +25,7 @@ from benchmark.versus.command import add_versus_options, run_versus
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the command line; 0, or 1 when a goal of `all` is missed, or 2 when nothing could be measured."""
+    """Run the command line; 0, or 1 when a goal of `all` is missed, or 2 when something could not be measured."""
     options = _parser().parse_args(words)
     report = Report()
     try:
@@ -61,6 +61,8 @@ def main(words: Sequence[str] | None = None) -> int:
         print(report.as_json(), end="")
     elif options.json:
         Path(options.json).write_text(report.as_json())
+    if report.failures:
+        return 2
     return 0 if all(goal.met for goal in report.goals) else 1
 
 

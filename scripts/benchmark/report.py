@@ -85,6 +85,8 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    """What could not be measured, and why."""
 
     def print(self) -> None:
         """The tables, to stdout."""
@@ -104,6 +106,8 @@ class Report:
                 wanted = f"{goal.relation} {goal.wanted:g}"
                 goals.add_row(goal.name, f"{goal.reached:.3f}", wanted, "met" if goal.met else "MISSED")
             console.print(goals)
+        for failure in self.failures:
+            console.print(f"NOT MEASURED: {failure}", markup=False)
 
     def as_json(self) -> str:
         """Everything as one JSON object."""
@@ -111,6 +115,7 @@ class Report:
         rows = [asdict(row) for row in self.rows]
         told: dict[str, object] = {"machine": self.machine, "rows": rows, "goals": goals}
         if self.comparisons:
+            told["failures"] = self.failures
             told["comparisons"] = [comparison.as_dict() for comparison in self.comparisons]
         return json.dumps(told, indent=2) + "\n"
 

@@ -5,17 +5,20 @@ The first contender of a comparison is ours, the second Apache's, so that a rati
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
+from benchmark.load import BenchmarkError
 from benchmark.report import Comparison, Goal, Report
 from benchmark.runs import Plan, send_units, warm_topic
 from benchmark.servers import MeasuredServer, our_server
 from benchmark.versus.apache import SERVER_VERSION, apache_servers
 from benchmark.versus.java_client import Figures, fill, run_java_load
+from trio_rmq.errors import RocketMQError
 
 OURS = "trio-rmq"
 APACHE = f"Apache {SERVER_VERSION}"
@@ -109,14 +112,25 @@ def run_loads(report: Report, chosen: list[str], terms: Terms, done: Callable[[]
     for load in LOADS:
         if load.key not in chosen:
             continue
-        if load.key == HALF_RATE and terms.rate is None:
-            terms = _with_half_rate(report, terms)
-        comparison = compare(load.key, load.title, terms, {
-            name: _measured(servers, load, terms) for name, servers in CONTENDERS.items()
-        })  # fmt: skip
-        report.comparisons.append(comparison)
-        report.goals += _goals(load, comparison)
-        done()
+        with measuring(report, load.key, done):
+            if load.key == HALF_RATE and terms.rate is None:
+                terms = _with_half_rate(report, terms)
+            comparison = compare(load.key, load.title, terms, {
+                name: _measured(servers, load, terms) for name, servers in CONTENDERS.items()
+            })  # fmt: skip
+            report.comparisons.append(comparison)
+            report.goals += _goals(load, comparison)
+
+
+@contextmanager
+def measuring(report: Report, key: str, done: Callable[[], None]) -> Iterator[None]:
+    """A row: what keeps it from being measured is noted, and the rows behind it are measured all the same."""
+    try:
+        yield
+    except (BenchmarkError, RocketMQError, OSError, subprocess.SubprocessError) as error:
+        report.failures.append(f"{key}: {error}")
+        print(f"{key} could not be measured: {error}", file=sys.stderr, flush=True)
+    done()
 
 
 def _measured(servers: Servers, load: Load, terms: Terms) -> Callable[[], Figures]:

@@ -18,7 +18,7 @@ from benchmark.report import Comparison, Goal, Report, percentile
 from benchmark.runs import Plan, create_topics, fill_queue, load_server, pull_units, send_units, warm_topic
 from benchmark.servers import MeasuredServer, our_server
 from benchmark.versus.java_client import Figures
-from benchmark.versus.loads import OURS, Terms, compare, measure_threads64
+from benchmark.versus.loads import OURS, Terms, compare, measure_threads64, measuring
 from trio_rmq.remoting.client import RemotingClient
 from trio_rmq.wire.codes import RequestCode
 from trio_rmq.wire.command import Command
@@ -44,10 +44,10 @@ def run_own(report: Report, chosen: list[str], terms: Terms, done: Callable[[], 
     """The rows in `chosen` into `report`, with their goals; `done` is called after each."""
     for key, measure in OWN.items():
         if key in chosen:
-            comparison, goals = measure(terms)
-            report.comparisons.append(comparison)
-            report.goals += goals
-            done()
+            with measuring(report, key, done):
+                comparison, goals = measure(terms)
+                report.comparisons.append(comparison)
+                report.goals += goals
 
 
 def _websocket(terms: Terms) -> tuple[Comparison, list[Goal]]:

@@ -24,7 +24,7 @@ from benchmark.report import Comparison, Goal, Report
 from benchmark.servers import free_port_pair, stop_process
 from benchmark.versus.environment import python_environment
 from benchmark.versus.java_client import Figures
-from benchmark.versus.loads import OURS, Terms, compare
+from benchmark.versus.loads import OURS, Terms, compare, measuring
 from trio_rmq.client import AutoBatch
 
 PEERS = ("redis", "nats")
@@ -55,11 +55,11 @@ def run_peers(report: Report, peers: list[str], terms: Terms, done: Callable[[],
         if not able:
             continue
         contenders |= {peer: _peer(python, peer, what, terms) for peer in able}
-        comparison = compare(f"peer-{what}", title, terms, contenders)
-        report.comparisons.append(comparison)
-        if wanted is not None and set(of) <= set(peers):
-            report.goals.append(Goal(f"{title}: of {' or '.join(of)}", _lead(comparison, of), ">=", wanted))
-        done()
+        with measuring(report, f"peer-{what}", done):
+            comparison = compare(f"peer-{what}", title, terms, contenders)
+            report.comparisons.append(comparison)
+            if wanted is not None and set(of) <= set(peers):
+                report.goals.append(Goal(f"{title}: of {' or '.join(of)}", _lead(comparison, of), ">=", wanted))
 
 
 def _lead(comparison: Comparison, of: tuple[str, ...]) -> float:
