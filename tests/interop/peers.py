@@ -144,7 +144,7 @@ def go_peer() -> Path:
     """The program of `go/`, on Apache's Go client, built once; its modules come from Go's proxy."""
     folder = cache_folder() / "go-peer"
     program = folder / "peer"
-    sources = [HERE / "go" / name for name in ("go.mod", "go.sum", "peer.go")]
+    sources = [HERE / "go" / name for name in ("go.mod", "go.sum", "peer.go", "requests.go")]
     kept = [folder / source.name for source in sources]
     if not program.exists() or any(
         not copy.exists() or copy.read_bytes() != source.read_bytes()

@@ -1,8 +1,9 @@
-// A member of a consumer group on Apache's Go client, for as long as its standard input is open:
+// Apache's Go client: a member of a consumer group, for as long as its standard input is open, or requests.
 //
 //	peer NAMESRV TOPIC GROUP concurrent|orderly
+//	peer NAMESRV TOPIC COUNT ask|answer
 //
-// It says READY, then "GOT microseconds queue offset body" for each message.
+// The member says READY, then "GOT microseconds queue offset body" for each message.
 package main
 
 import (
@@ -22,6 +23,14 @@ import (
 func main() {
 	rlog.SetLogLevel("error")
 	namesrv, topic, group, how := os.Args[1], os.Args[2], os.Args[3], os.Args[4]
+	switch how {
+	case "ask":
+		ask(namesrv, topic, countOf(group))
+		return
+	case "answer":
+		answer(namesrv, topic, countOf(group))
+		return
+	}
 	member, err := rocketmq.NewPushConsumer(
 		consumer.WithNameServer(primitive.NamesrvAddr{namesrv}),
 		consumer.WithGroupName(group),
