@@ -117,11 +117,13 @@ def load_standalone_settings(
 ) -> tuple[NamesrvConfig, BrokerSettings]:
     """Name server and broker from one file: both take what they know, and `listenPort` is the broker's alone.
 
-    Differs from a broker's file in two defaults: brokerName is `broker-a`, and where neither bindAddress nor
-    brokerIP1 is set both are 127.0.0.1, so that a first try is not open to the network.  Raises ConfigError.
+    Differs from a broker's file in three defaults: brokerName is `broker-a`, traceTopicEnable is true, and where
+    neither bindAddress nor brokerIP1 is set both are 127.0.0.1, so that a first try is not open to the network.  Raises
+    ConfigError.
     """
     values = _collect(path, overrides)
     values.setdefault("brokerName", ("broker-a", "default"))
+    values.setdefault("traceTopicEnable", ("true", "default"))
     if "brokerIP1" not in values:
         bound = values.setdefault("bindAddress", ("127.0.0.1", "default"))[0]
         if bound not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound

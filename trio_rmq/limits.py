@@ -119,3 +119,6 @@ STATS_KEYS_MAX = 200_000
 
 TIMERS_IN_MEMORY_MAX = 4_000_000
 """Most pending timers kept in memory, some 10 bytes each; of more only the next ones, the others in the timer queue."""
+
+TRACES_WAITING_MAX = 20_000
+"""Most traces of one client that wait to be sent, some 10 MB; half a second of a producer's sends at full speed."""

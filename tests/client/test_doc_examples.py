@@ -26,6 +26,7 @@ PAGES = {
     "blocking.md": r"blocking_.*",
     "requests.md": r"request.*",
     "admin.md": r"admin.*",
+    "tracing.md": r"trace.*",
 }
 """Each page and the programs it names."""
 
@@ -104,6 +105,12 @@ def test_admin_calls(name_server: str, topic: str) -> None:
         f"queue {queue}: {n} messages, of them {n} not before the first order"
         for queue, n in ([(0, 1), (1, 2)] if "queue 0: 1" in counts[0] else [(0, 2), (1, 1)])
     ]
+
+
+async def test_tracing(name_server: str, broker: str, topic: str) -> None:
+    lines = run("trace.py", name_server, topic, f"{topic}_traces")
+    address = broker.rpartition("/")[2]
+    assert sorted(lines) == ["consumed by docs_readers successfully", f"sent by docs to {address} with keys order-7"]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -40,6 +40,7 @@ from trio_rmq.client.queue_offsets import QueueOffsets
 from trio_rmq.client.rebalance import Rebalance
 from trio_rmq.client.route_cache import RouteCache
 from trio_rmq.client.send_back import SendBack
+from trio_rmq.client.tracing import ConsumeTracer, TraceSender, trace_topic_of
 from trio_rmq.clock import wall_ms
 from trio_rmq.errors import ClientError, RocketMQError
 from trio_rmq.remoting.client import RemotingClient
@@ -88,7 +89,8 @@ class PushConsumer:
     times (None: 16, orderly: without end), then it is a dead letter.  A call is cancelled, and counts as failed, after
     `consume_timeout_seconds`.  `suspend_seconds` is an orderly queue's pause before it tries a failed message again,
     `local_retry_seconds` that before a message is consumed again which no broker took back.  `grace_seconds` is how
-    long closing waits for running calls.
+    long closing waits for running calls.  `trace` tells of each listener call in a trace topic: True in RocketMQ's own,
+    else in the one it names.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class PushConsumer:
         serialize_type: SerializeType = SerializeType.JSON,
         ssl_context: TlsContext | None = None,
         use_tls: bool = False,
+        trace: bool | str = False,
     ) -> None:
         check_group(group)
         if batch_size < 1 or pull_batch_size < 1 or (isinstance(concurrency, int) and concurrency < 1):
@@ -132,6 +135,11 @@ class PushConsumer:
         self._name_servers = name_server_list(name_servers)
         self._remoting = RemotingClient(serialize_type=serialize_type, ssl_context=ssl_context, use_tls=use_tls)
         routes = RouteCache(self._remoting, self._name_servers)
+        topic = trace_topic_of(trace)
+        self._traces = TraceSender(self._remoting, routes, topic, group, "CONSUME") if topic else None
+        if self._traces is not None:
+            tracer = ConsumeTracer(self._traces, group, consume_timeout_seconds)
+            self._interceptors = (tracer, *self._interceptors)
         self._offsets = QueueOffsets(self._remoting, routes)
         self._membership = GroupMembership(
             self._remoting, routes, group, self.client_id,
@@ -211,6 +219,8 @@ class PushConsumer:
                     services.start_soon(self._membership.run_heartbeat)
                     services.start_soon(self._consuming.run)
                     services.start_soon(self._run_commit)
+                    if self._traces is not None:
+                        services.start_soon(self._traces.run)
                     try:
                         async with ConnectionGroup() as self._intake:
                             self._intake.start_soon(self._rebalance.run)
@@ -223,6 +233,8 @@ class PushConsumer:
                         with anyio.move_on_after(self._grace_seconds):
                             await self._consuming.wait_calls_ended()
             finally:
+                if self._traces is not None:
+                    await self._traces.flush()
                 with anyio.move_on_after(GOODBYE_SECONDS, shield=True):
                     await self._commit_all()
                     if self._locks is not None:

@@ -22,10 +22,12 @@ import msgspec
 
 from trio_rmq.client.listening import guarded
 from trio_rmq.client.message import Message, ReceivedMessage, SendResult, SendStatus
-from trio_rmq.client.namespace import with_namespace
+from trio_rmq.client.namespace import with_namespace, without_namespace
 from trio_rmq.client.producer import Producer
 from trio_rmq.client.queue_choice import select_by_hash
 from trio_rmq.client.replies import ReplyMessage
+from trio_rmq.client.tracing import bare_address, keys_text
+from trio_rmq.clock import wall_ms
 from trio_rmq.errors import ClientError, RemotingError
 from trio_rmq.remoting.connection import Connection
 from trio_rmq.wire import properties as prop
@@ -40,6 +42,7 @@ from trio_rmq.wire.sysflag import (
     TRANSACTION_PREPARED,
     TRANSACTION_ROLLBACK,
 )
+from trio_rmq.wire.trace import EndTransactionTrace
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +61,14 @@ class TransactionState(Enum):
     UNKNOWN = TRANSACTION_NONE
     """Not yet, or nobody can tell: the broker asks again."""
 
+
+_TRACED_STATES = {
+    TransactionState.COMMIT: "COMMIT_MESSAGE",
+    TransactionState.ROLLBACK: "ROLLBACK_MESSAGE",
+    TransactionState.UNKNOWN: "UNKNOW",
+}
+DEFAULT_REGION = "DefaultRegion"
+"""Where a message is that does not say so."""
 
 LocalTransaction = Callable[[str], Awaitable[TransactionState]]
 """Does what the message tells of; gets the transaction's id, by which a check can find it again."""
@@ -152,7 +163,7 @@ class TransactionProducer(Producer):
                 self._local_timeout_seconds,
                 f"the local transaction {transaction_id}",
             )
-        await self._end(outgoing.topic, sent, transaction_id, state, error)
+        await self._end(message, outgoing.topic, sent, transaction_id, state, error)
         return TransactionSendResult(sent, transaction_id, state, error)
 
     async def _decided(
@@ -170,7 +181,13 @@ class TransactionProducer(Producer):
         return state, None
 
     async def _end(
-        self, topic: str, sent: SendResult, transaction_id: str, state: TransactionState, error: Exception | None
+        self,
+        message: Message,
+        topic: str,
+        sent: SendResult,
+        transaction_id: str,
+        state: TransactionState,
+        error: Exception | None,
     ) -> None:
         """Tell the broker; what does not arrive it asks for."""
         header = EndTransactionRequestHeader(
@@ -185,6 +202,11 @@ class TransactionProducer(Producer):
         command = Command(RequestCode.END_TRANSACTION, header=header, remark=remark, flag=FLAG_ONEWAY)
         try:
             address = await self._sender.master_address(topic, sent.queue.broker_name)
+            if sent.trace_on:
+                self._trace_end(
+                    message.topic, sent.message_id, message.tags, keys_text(message), sent.region_id, address,
+                    transaction_id, state,
+                )  # fmt: skip
             await self._remoting.request_oneway(address, command)
         except (RemotingError, ClientError) as failure:
             logger.warning("the end of transaction %s is not told, the broker will ask: %s", transaction_id, failure)
@@ -210,6 +232,13 @@ class TransactionProducer(Producer):
                 )
         finally:
             self._checks_waiting -= 1
+        known, topic = message.properties, without_namespace(self.namespace, message.topic)
+        if known.get(prop.TRACE_ON) != "false":
+            self._trace_end(
+                topic, message.message_id, message.tags, known.get(prop.KEYS),
+                known.get(prop.MSG_REGION, DEFAULT_REGION), connection.address, header.transaction_id, state,
+                from_check=True,
+            )  # fmt: skip
         answer = EndTransactionRequestHeader(
             producer_group=self._group_name,
             tran_state_table_offset=header.tran_state_table_offset,
@@ -223,3 +252,33 @@ class TransactionProducer(Producer):
         await connection.send_oneway(
             Command(RequestCode.END_TRANSACTION, header=answer, remark=remark, flag=FLAG_ONEWAY)
         )
+
+    def _trace_end(
+        self,
+        topic: str,
+        message_id: str,
+        tags: str | None,
+        keys: str | None,
+        region_id: str,
+        address: str,
+        transaction_id: str | None,
+        state: TransactionState,
+        *,
+        from_check: bool = False,
+    ) -> None:
+        if self._traces is None:
+            return
+        trace = EndTransactionTrace(
+            time_ms=wall_ms(),
+            region_id=region_id,
+            group=self.group,
+            topic=topic,
+            message_id=message_id,
+            tags=tags,
+            keys=keys,
+            store_host=bare_address(address),
+            transaction_id=transaction_id,
+            state=_TRACED_STATES[state],
+            from_check=from_check,
+        )
+        self._traces.note([trace])
