@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import anyio
 
@@ -221,6 +222,16 @@ def _type_of(message: Message, sys_flag: int) -> TracedMessageType:
     return TracedMessageType.HALF if is_half else TracedMessageType.NORMAL
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A listener call: its messages, the places of those that are traced, its id, and when it began (anyio's clock)."""
+
+    messages: Sequence[ReceivedMessage]
+    traced: Sequence[int]
+    request_id: str
+    began: float
+
+
 class ConsumeTracer:
     """Notes the listener calls of one consumer: stands around each as an interceptor."""
 
@@ -231,60 +242,58 @@ class ConsumeTracer:
 
     async def __call__(self, consumption: Consumption, proceed: ConsumeProceed) -> Outcome:
         """One call; messages whose broker wants no traces, and traces themselves, are left out."""
-        messages = [message for message in consumption.messages if self._is_traced(message)]
-        if not messages:
+        traced = [number for number, message in enumerate(consumption.messages) if self._is_traced(message)]
+        if not traced:
             return await proceed()
-        request_id, began = self._sender.next_id(), anyio.current_time()
-        self._sender.note(self._started(messages, request_id))
-
-        def ended(return_type: ConsumeReturnType, consumed: int) -> None:
-            spent = (anyio.current_time() - began) / len(consumption.messages)
-            done = {id(message) for message in consumption.messages[:consumed]}
-            self._sender.note([
-                ConsumeEndTrace(
-                    request_id=request_id,
-                    message_id=message.message_id,
-                    cost_ms=round(spent * 1000),
-                    success=id(message) in done,
-                    keys=message.properties.get(prop.KEYS),
-                    return_type=return_type,
-                    time_ms=wall_ms(),
-                    group=self._group,
-                )
-                for message in messages
-            ])  # fmt: skip
-
+        call = _Call(consumption.messages, traced, self._sender.next_id(), anyio.current_time())
+        self._sender.note(self._started(call))
         try:
             outcome = await proceed()
             later = later_of(outcome)
-        except Exception:
-            ended(ConsumeReturnType.EXCEPTION, 0)
-            raise
-        except anyio.get_cancelled_exc_class():
+        except BaseException as error:
             seconds = self._timeout_seconds
-            if seconds is not None and anyio.current_time() - began >= seconds:
-                ended(ConsumeReturnType.TIME_OUT, 0)
+            if isinstance(error, Exception):
+                self._sender.note(self._ended(call, ConsumeReturnType.EXCEPTION, 0))
+            elif seconds is not None and anyio.current_time() - call.began >= seconds:
+                self._sender.note(self._ended(call, ConsumeReturnType.TIME_OUT, 0))
             raise
         if later is None:
-            ended(ConsumeReturnType.SUCCESS, len(consumption.messages))
+            self._sender.note(self._ended(call, ConsumeReturnType.SUCCESS, len(call.messages)))
         else:
-            ended(ConsumeReturnType.FAILED, later.consumed_count)
+            self._sender.note(self._ended(call, ConsumeReturnType.FAILED, later.consumed_count))
         return outcome
+
+    def _ended(self, call: _Call, return_type: ConsumeReturnType, consumed: int) -> list[ConsumeEndTrace]:
+        """The traces of a call that ended with its first `consumed` messages done."""
+        now_ms, spent = wall_ms(), (anyio.current_time() - call.began) / len(call.messages)
+        return [
+            ConsumeEndTrace(
+                request_id=call.request_id,
+                message_id=call.messages[number].message_id,
+                cost_ms=round(spent * 1000),
+                success=number < consumed,
+                keys=call.messages[number].properties.get(prop.KEYS),
+                return_type=return_type,
+                time_ms=now_ms,
+                group=self._group,
+            )
+            for number in call.traced
+        ]
 
     def _is_traced(self, message: ReceivedMessage) -> bool:
         return message.properties.get(prop.TRACE_ON) != "false" and message.topic != self._sender.topic
 
-    def _started(self, messages: Sequence[ReceivedMessage], request_id: str) -> list[ConsumeStartTrace]:
+    def _started(self, call: _Call) -> list[ConsumeStartTrace]:
         now_ms = wall_ms()
         return [
             ConsumeStartTrace(
                 time_ms=now_ms,
                 region_id=message.properties.get(prop.MSG_REGION),
                 group=self._group,
-                request_id=request_id,
+                request_id=call.request_id,
                 message_id=message.message_id,
                 retry_times=message.reconsume_times,
                 keys=message.properties.get(prop.KEYS),
             )
-            for message in messages
+            for message in (call.messages[number] for number in call.traced)
         ]
