@@ -70,7 +70,8 @@ class BrokerConfig(Struct, kw_only=True, rename=key_of_field):
     cluster_topic_enable: bool = True
     broker_topic_enable: bool = True
     trace_topic_enable: bool = False
-    """Whether the broker has the topic of message traces from the start; a standalone's does unless told otherwise."""
+    """Whether the broker has the topic of message traces from the start, and keeps MSG_REGION and TRACE_ON with each
+    message, as 5.x does; a standalone's does unless told otherwise."""
     msg_trace_topic_name: str = "RMQ_SYS_TRACE_TOPIC"
     trace_on: bool = True
     """Told to clients as TRACE_ON in the answer to a send."""

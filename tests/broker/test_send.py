@@ -276,6 +276,24 @@ async def test_stored_properties_are_the_clients_without_wait_and_with_the_clust
             assert b"\x02\x02" not in message.properties
 
 
+async def test_a_broker_with_a_trace_topic_keeps_what_clients_trace_by(autojump_clock: MockClock) -> None:
+    """Without MSG_REGION in a message Java's client 5.3.3 traces nothing of its consumption."""
+    async with one_broker(trace_topic_enable=True, region_id="North") as (_, client):
+        await client.create_topic()
+        own = {"CLUSTER": "DefaultCluster", "MSG_REGION": "North", "TRACE_ON": "true"}
+        for text in ("KEYS\x01k", "MSG_REGION\x01South\x02KEYS\x01k\x02TRACE_ON\x01false", "WAIT\x01true"):
+            assert (await client.send(properties=text)).code == 0
+        await client.ask(
+            RequestCode.SEND_BATCH_MESSAGE, send_header(batch=True), encode_batch([BatchItem(0, b"x", b"")])
+        )
+        first, second, bare, item = await client.properties()
+        assert first == second == {"KEYS": "k", **own}
+        assert bare == own
+        assert item == {"UNIQ_KEY": "AA", "WAIT": "true", **own}
+        for message in await client.stored():
+            assert message.properties.count(b"TRACE_ON") == 1
+
+
 async def test_a_batch_keeps_wait(autojump_clock: MockClock) -> None:
     async with one_broker() as (_, client):
         await client.create_topic()

@@ -172,6 +172,10 @@ async def test_we_read_the_traces_of_apaches_client(place: Place, version: str) 
     [end] = [trace for trace in everything if isinstance(trace, EndTransactionTrace)]
     assert (end.message_id, end.state, end.from_check) == (ids["transaction"][0], "COMMIT_MESSAGE", False)
     ends = [trace for trace in everything if isinstance(trace, ConsumeEndTrace)]
+    if (place.name, version) == ("4.9.7", "5.3.3"):
+        # The client leaves out messages that do not say their region, and 4.9's broker lets none say it.
+        assert ends == []
+        return
     assert sorted(
         (trace.success, trace.return_type) for trace in ends if trace.message_id == ids["plain"][0]
     ) == [(False, 4), (True, 0)]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the store keeps of a plain message's properties: all but WAIT, and the CLUSTER it came to.
+"""What the store keeps of a plain message's properties: all but WAIT, and the broker's own, as the CLUSTER it came to.
 
 Most messages begin with their unique id and differ from earlier ones in nothing else: what was found out of the rest is
 remembered.  Invariants: a remembered rest gives what the whole text would; the memory is bounded.
@@ -6,6 +6,8 @@ Source: RocketMQ SendMessageProcessor (4.9).
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from trio_rmq.wire import properties as prop
 from trio_rmq.wire.hashing import tags_code
@@ -22,11 +24,12 @@ _WAIT_TRUE = "\x02WAIT\x01true"
 
 
 class StoredProperties:
-    """Makes the stored properties of a broker's plain messages."""
+    """Makes the stored properties of a broker's plain messages; `also` are further ones of its own."""
 
-    def __init__(self, cluster_name: str) -> None:
-        self._cluster_name = cluster_name
-        self._cluster_property = f"{prop.CLUSTER}{prop.NAME_VALUE_SEPARATOR}{cluster_name}"
+    def __init__(self, cluster_name: str, also: Mapping[str, str] | None = None) -> None:
+        own = {prop.CLUSTER: cluster_name, **(also or {})}
+        self._own = prop.format_properties(own)
+        self._own_names = [(name, f"{name}{prop.NAME_VALUE_SEPARATOR}") for name in own]
         self._known: dict[str, Stored] = {}
 
     def known(self, text: str) -> Stored | None:
@@ -57,22 +60,23 @@ class StoredProperties:
         if "WAIT\x01" in text:
             waits = prop.flag_property(text, prop.WAIT, True)
             text = prop.remove_property(text, prop.WAIT)
-        text = self.with_cluster(text)
+        text = self.with_own(text)
         return text, _tags_code(text), waits
 
     def deferred(self, text: str) -> Stored:
         """Of a message that waits for something: it keeps WAIT, as in 4.9."""
         waits = prop.flag_property(text, prop.WAIT, True) if "WAIT\x01" in text else True
-        text = self.with_cluster(text)
+        text = self.with_own(text)
         return text, _tags_code(text), waits
 
-    def with_cluster(self, text: str) -> str:
-        """`text` with the CLUSTER property, in the place of one that it may have."""
+    def with_own(self, text: str) -> str:
+        """`text` with the broker's own properties, in the place of those of their names that it may have."""
+        for name, beginning in self._own_names:
+            if beginning in text:
+                text = prop.remove_property(text, name)
         if not text:
-            return self._cluster_property
-        if "CLUSTER\x01" in text:
-            return prop.with_property(text, prop.CLUSTER, self._cluster_name)
-        return f"{text}{'' if text[-1] == _PROPERTY_END else _PROPERTY_END}{self._cluster_property}"
+            return self._own
+        return f"{text}{'' if text[-1] == _PROPERTY_END else _PROPERTY_END}{self._own}"
 
 
 def _tags_code(text: str) -> int:

@@ -95,7 +95,9 @@ class SendHandlers:
         self._deferring = deferring
         self._make_transaction_topics = make_transaction_topics
         self._has_deferred = False
-        self._stored = StoredProperties(config.broker_cluster_name)
+        # A 5.x client traces the consumption only of messages that say this.
+        also = self._answer_ext if config.trace_topic_enable else None
+        self._stored = StoredProperties(config.broker_cluster_name, also)
         self._topic = sendable.topic
 
     def register(self, table: HandlerTable) -> None:
@@ -352,7 +354,7 @@ class SendHandlers:
         sys_flag = header.sys_flag & ~HOST_FLAGS
         if sys_flag & TRANSACTION_MASK:
             raise RequestError(ResponseCode.MESSAGE_ILLEGAL, "batch messages cannot be transactional; send singly")
-        shared_bytes = self._stored.with_cluster(shared).encode()
+        shared_bytes = self._stored.with_own(shared).encode()
         stored: list[tuple[int, bytes, bytes]] = []
         codes: list[int] = []
         for flag, body, properties in items:
