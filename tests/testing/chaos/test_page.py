@@ -10,7 +10,8 @@ from typing import get_args
 
 from trio_rmq.testing.chaos.faults import FAULTS
 from trio_rmq.testing.chaos.judge import TITLES
-from trio_rmq.testing.chaos.scenario import Kind, load_scenario, make_plan
+from trio_rmq.testing.chaos.loading import load_scenario
+from trio_rmq.testing.chaos.scenario import Kind, make_plan
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGE = (DOCS / "chaos.md").read_text()

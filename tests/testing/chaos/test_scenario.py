@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from trio_rmq.errors import ConfigError
-from trio_rmq.testing.chaos.scenario import Scenario, load_scenario, make_plan
+from trio_rmq.testing.chaos.loading import load_scenario
+from trio_rmq.testing.chaos.scenario import Scenario, make_plan
 
 FOLDER = Path(__file__).parents[2] / "scenarios"
 SHIPPED = {

@@ -18,6 +18,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from random import Random
 from types import TracebackType
 from typing import Any
@@ -25,11 +26,11 @@ from typing import Any
 import trio
 
 from trio_rmq.errors import RocketMQError
-from trio_rmq.testing.chaos.orders import Deed, Orders, Rule, read_deeds, write_orders
+from trio_rmq.testing.chaos.orders import Action, Deed, Orders, Rule, read_deeds, write_orders
 from trio_rmq.testing.chaos.proxy import Edge, Proxy, Rewrite
 from trio_rmq.testing.chaos.small_disk import SmallDisk
 from trio_rmq.testing.chaos.sources import PARTIES
-from trio_rmq.testing.chaos.systems import OurSystem, Place, System
+from trio_rmq.testing.chaos.systems import Launch, OurSystem, Place, System
 from trio_rmq.testing.chaos.unsynced import lose_power
 from trio_rmq.testing.world import named_rng
 
@@ -65,6 +66,11 @@ async def _free_port(rng: Random) -> int:
         except OSError:
             continue
         return port
+
+
+def _always(edge: Edge) -> Callable[[str], Edge]:
+    """For a proxy that only one party is told of."""
+    return lambda address: edge
 
 
 class Node:
@@ -245,7 +251,7 @@ class Node:
         if self.process is not None:
             raise ValueError(f"{self.name} runs: stop it before you {what} it")
 
-    def order(self, calls: tuple[str, ...], action: Any, **fields: Any) -> Rule:
+    def order(self, calls: tuple[str, ...], action: Action, **fields: Any) -> Rule:
         """Give the node's disk a fault; fields as of `Rule`.  It counts matching calls from now on."""
         self._rules += 1
         rule = Rule(self._rules, calls, action, **fields)
@@ -343,12 +349,11 @@ class Cluster:
 
     async def __aenter__(self) -> Cluster:
         self._stack = AsyncExitStack()
+        self.nursery = await self._stack.enter_async_context(trio.open_nursery())
         try:
-            self.nursery = await self._stack.enter_async_context(trio.open_nursery())
             await self._open()
         except BaseException:
-            if hasattr(self, "nursery"):
-                self.nursery.cancel_scope.cancel()
+            self.nursery.cancel_scope.cancel()
             await self._stack.aclose()
             raise
         return self
@@ -400,11 +405,10 @@ class Cluster:
         await self._serve(("", node.name), Proxy(target, edge_of))
         if node.kind == "name server":
             for broker in self.brokers:
-                edge = self.edge(broker.name, node.name)
-                await self._serve(
-                    (broker.name, node.name),
-                    Proxy(target, lambda _, edge=edge: edge, rewrite=lambda broker=broker: self._rewrite(broker)),  # type: ignore[misc]  # defaults bind the loop's values
+                proxy = Proxy(
+                    target, _always(self.edge(broker.name, node.name)), rewrite=partial(self._rewrite, broker)
                 )
+                await self._serve((broker.name, node.name), proxy)
 
     def _rewrite(self, broker: Node) -> Rewrite:
         """A broker tells name servers where it is: the proxy's address takes the place of its own."""
@@ -415,7 +419,7 @@ class Cluster:
         await self.nursery.start(proxy.serve)
         self._proxies[key] = proxy
 
-    def launch(self, node: Node) -> Any:
+    def launch(self, node: Node) -> Launch:
         """How the node is started now."""
         if node.kind == "name server":
             return node.system.name_server(node.place)

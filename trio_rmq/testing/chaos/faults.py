@@ -13,6 +13,7 @@ from typing import NamedTuple
 import trio
 
 from trio_rmq.testing.chaos.cluster import Cluster, Node
+from trio_rmq.testing.chaos.orders import Action
 from trio_rmq.testing.chaos.proxy import Edge
 from trio_rmq.testing.chaos.scenario import Strike
 from trio_rmq.testing.chaos.systems import OurSystem
@@ -149,7 +150,7 @@ async def _fill_disk(cluster: Cluster, strike: Strike) -> None:
         node.disk.free()
 
 
-async def _disk(cluster: Cluster, strike: Strike, action: str) -> None:
+async def _disk(cluster: Cluster, strike: Strike, action: Action) -> None:
     """A rule of the node's disk, for a time, or until it has struck as often as it says."""
     node, fault = _node(cluster, strike), strike.fault
     rule = node.order(

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 import trio
 
 from trio_rmq.errors import ConfigError
+from trio_rmq.testing.chaos.loading import load_scenario
 from trio_rmq.testing.chaos.report import render
 from trio_rmq.testing.chaos.runner import Result, Stage, run_scenario
-from trio_rmq.testing.chaos.scenario import Scenario, load_scenario, make_plan
+from trio_rmq.testing.chaos.scenario import Scenario, make_plan
 from trio_rmq.testing.chaos.systems import ApacheSystem, OurSystem, System
 
 __all__ = ["Result", "Scenario", "Stage", "find_systems", "load_scenario", "plan_lines", "run_all", "write_report"]

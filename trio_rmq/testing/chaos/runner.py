@@ -8,12 +8,13 @@ is stored is read through the brokers, they are stopped, and their files verifie
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 import trio
 
 from trio_rmq.errors import RocketMQError
+from trio_rmq.testing.chaos.chaos_disk import TAIL_MAX
 from trio_rmq.testing.chaos.cluster import Cluster
 from trio_rmq.testing.chaos.faults import FAULTS
 from trio_rmq.testing.chaos.judge import Judge, Observation, Verdict
@@ -238,10 +239,10 @@ class _Run:
         await self._guarded(strike.target, carry_out)
         self.history.add("world", "fault over", **what)
 
-    async def _guarded(self, name: str, work: Callable[[], object]) -> None:
+    async def _guarded(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         """A server that cannot be started again is a finding, not the end of the run."""
         try:
-            await work()  # type: ignore[misc]  # both callers give coroutine functions
+            await work()
         except RocketMQError as error:
             self.history.add(name, "fault failed", reason=str(error))
 
@@ -300,8 +301,6 @@ class _Run:
 
     def _worst_sync_seconds(self) -> float:
         """The longest that a sync may have taken, for what a power loss may take under ASYNC_FLUSH."""
-        from trio_rmq.testing.chaos.chaos_disk import TAIL_MAX
-
         delays = [strike.fault.delay_seconds * TAIL_MAX for strike in self.plan if strike.do == "slow_disk"]
         return max([REAL_SYNC_SECONDS, *delays])
 

@@ -6,13 +6,11 @@ before a run.  What the processes make of it is not repeatable, and is not meant
 
 from __future__ import annotations
 
-from pathlib import Path
 from random import Random
 from typing import Literal
 
 import msgspec
 
-from trio_rmq.errors import ConfigError
 from trio_rmq.testing.world import named_rng
 
 Span = float | tuple[float, float]
@@ -123,38 +121,6 @@ class Strike(msgspec.Struct, frozen=True):
         lasting = f" for {self.seconds:.2f} s" if self.seconds else ""
         step = f" by {self.step_ms} ms" if self.step_ms else ""
         return f"{self.at:7.2f} s  {self.do} {self.target}{lasting}{step}"
-
-
-def load_scenario(path: str | Path) -> Scenario:
-    """The scenario in the file; ConfigError names the file and what is wrong in it."""
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"the scenario {path} cannot be read: {error.strerror}") from None
-    try:
-        scenario = msgspec.toml.decode(content, type=Scenario)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise ConfigError(f"the scenario {path}: {error}") from None
-    check_scenario(scenario, str(path))
-    return scenario
-
-
-def check_scenario(scenario: Scenario, where: str) -> None:
-    """ConfigError for what no single field can tell."""
-    from trio_rmq.testing.chaos.faults import FAULTS
-
-    for fault in scenario.fault:
-        if fault.do not in FAULTS:
-            raise ConfigError(f"{where}: no fault is called {fault.do!r}: choose among {', '.join(sorted(FAULTS))}")
-        if FAULTS[fault.do].on_edge != ("->" in fault.target):
-            wanted = "an edge like producers->broker-a" if FAULTS[fault.do].on_edge else "a server like broker-a"
-            raise ConfigError(f"{where}: {fault.do} is for {wanted}, not for {fault.target!r}")
-        if fault.do == "power" and not scenario.cluster.track_unsynced:
-            raise ConfigError(f"{where}: power needs track_unsynced = true in [cluster]")
-        if fault.do == "fill_disk" and not scenario.cluster.disk_bytes:
-            raise ConfigError(f"{where}: fill_disk needs disk_bytes in [cluster]: a disk of its own")
-    if not scenario.workload:
-        raise ConfigError(f"{where}: without a [[workload]] nothing can be judged")
 
 
 def make_plan(scenario: Scenario, seed: int, *, apache: bool = False) -> list[Strike]:

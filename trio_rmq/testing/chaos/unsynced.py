@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import defaultdict
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -228,7 +229,7 @@ def _undo_content(entry: Entry, handle: int) -> None:
     os.pwrite(handle, old, entry.offset)
 
 
-def _redo(entry: Entry, handles: dict[int, int], keep: Any, aside: dict[int, str]) -> None:
+def _redo(entry: Entry, handles: dict[int, int], keep: Callable[[], bool], aside: dict[int, str]) -> None:
     match entry.kind:
         case "length":
             handle = handles.get(entry.inode)
@@ -249,7 +250,7 @@ def _redo(entry: Entry, handles: dict[int, int], keep: Any, aside: dict[int, str
                 os.unlink(entry.path)
 
 
-def _redo_write(entry: Entry, handle: int, keep: Any) -> None:
+def _redo_write(entry: Entry, handle: int, keep: Callable[[], bool]) -> None:
     if entry.new_size > entry.old_size and keep():
         os.ftruncate(handle, max(os.fstat(handle).st_size, entry.new_size))
     size = os.fstat(handle).st_size
