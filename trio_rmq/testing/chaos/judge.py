@@ -323,7 +323,7 @@ class Judge:
             if seconds > self.scenario.recovery_seconds:
                 self.problems["recovery"].append(f"after {label} it took {seconds:.1f} s to serve again")
         if count:
-            self.counted["recovery"] = f"{count} faults, the slowest recovery {worst:.2f} s"
+            self.counted["recovery"] = f"{plural(count, 'fault')}, the slowest recovery {worst:.2f} s"
 
     def _seconds_until(self, time_us: int, what: str, at: str) -> float | None:
         for event in self.events:
@@ -339,6 +339,11 @@ class Judge:
         for event in self.events:
             if event.what == "fault failed":
                 self.problems["store"].append(f"{event.process}: {event.value['reason']}")
+
+
+def plural(count: int, word: str) -> str:
+    """`1 fault`, `2 faults`."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def _is_at(event: Event, broker: str) -> bool:

@@ -8,7 +8,7 @@ from html import escape
 
 from trio_rmq.testing.chaos.series import Series, Span
 
-WIDTH, LEFT, RIGHT = 1060, 190, 16
+WIDTH, LEFT, RIGHT = 1060, 230, 16
 LANE_HEIGHT, BAR_HEIGHT = 22, 14
 CHART_HEIGHT, CHART_GAP, LEGEND_HEIGHT = 130, 30, 18
 LATENCY_MS = (0.1, 10_000.0)
@@ -78,8 +78,7 @@ class _Drawing:
         lanes = sorted({span.lane for span in spans})
         for lane in lanes:
             top = self.y + (LANE_HEIGHT - BAR_HEIGHT) / 2
-            words = lane if kind == "serving" else f"faults at {lane}"
-            self.text(LEFT - 8, self.y + LANE_HEIGHT / 2 + 4, words, "lane", "end")
+            self.text(LEFT - 8, self.y + LANE_HEIGHT / 2 + 4, lane, "lane", "end")
             for span in spans:
                 if span.lane == lane:
                     self._bar(span, top, kind)
@@ -93,8 +92,6 @@ class _Drawing:
             f'<rect x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" height="{BAR_HEIGHT}" class="{kind}">'
             f"<title>{title}</title></rect>"
         )
-        if kind == "fault" and width > 7 * len(span.label):
-            self.text(x + 4, top + BAR_HEIGHT - 3.5, span.label, "inside")
 
     # ---- charts --------------------------------------------------------------------------------------------------
 

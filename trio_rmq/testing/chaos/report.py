@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from trio_rmq.testing.chaos.judge import TITLES, Verdict
+from trio_rmq.testing.chaos.judge import TITLES, Verdict, plural
 from trio_rmq.testing.chaos.picture import draw
 from trio_rmq.testing.chaos.runner import Result
 from trio_rmq.testing.chaos.series import make_series
@@ -16,17 +16,16 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); margin: 2rem aut
 h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.25rem; margin: 2.4rem 0 .3rem; }
 h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
 p { margin: .3rem 0; } .soft, .small { color: var(--soft); }
-table { border-collapse: collapse; width: 100%; margin: .8rem 0; }
+table { border-collapse: collapse; width: 100%; margin: .8rem 0; table-layout: fixed; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; } td.small { font-size: .85rem; }
 .kept { color: var(--kept); font-weight: 600; } .broken { color: var(--broken); font-weight: 600; }
 .none { color: var(--soft); }
 details { margin: .2rem 0; } summary { cursor: pointer; } code, pre { font: 13px/1.45 ui-monospace, monospace; }
-pre { background: #f5f7fa; padding: .6rem; overflow-x: auto; margin: .3rem 0; }
+pre { background: #f5f7fa; padding: .6rem; white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0; }
 svg { width: 100%; height: auto; border: 1px solid var(--line); border-radius: 4px; background: #fff; }
 svg text { font: 12px system-ui, sans-serif; fill: var(--ink); }
 svg .small { font-size: 10.5px; fill: var(--soft); } svg .title { font-weight: 600; }
-svg .inside { font-size: 10.5px; fill: #fff; }
 svg .serving { fill: #9cc5a8; } svg .fault { fill: #c2544c; } svg .grid { stroke: #eceff3; }
 svg .axis { stroke: #8b95a3; } svg .mark { stroke: #8b95a3; stroke-dasharray: 3 3; }
 svg .line { fill: none; stroke-width: 1.6; } svg .acknowledged { stroke: #1f6fb5; }
@@ -44,7 +43,7 @@ def render(results: Sequence[Result]) -> str:
     verdict = (
         f'<span class="broken">{len(broken)} of {len(results)} runs broke a promise</span>'
         if broken
-        else f'<span class="kept">all promises kept in {_runs(len(results))}</span>'
+        else f'<span class="kept">all promises kept in {plural(len(results), "run")}</span>'
     )
     scenarios = list(dict.fromkeys(result.scenario for result in results))
     parts = [
@@ -58,10 +57,6 @@ def render(results: Sequence[Result]) -> str:
     parts += [_section([result for result in results if result.scenario == scenario]) for scenario in scenarios]
     parts.append("</html>")
     return "\n".join(parts)
-
-
-def _runs(count: int) -> str:
-    return "1 run" if count == 1 else f"{count} runs"
 
 
 def _overview(results: Sequence[Result], scenarios: Sequence[str]) -> str:
@@ -116,20 +111,21 @@ def _cell(verdict: Verdict) -> str:
     if verdict.evidence:
         rest = verdict.broken - len(verdict.evidence)
         lines = [*verdict.evidence, *([f"and {rest} more"] if rest else [])]
-        text += (
-            f"<details open><summary>{verdict.broken} times</summary><pre>{escape(chr(10).join(lines))}</pre></details>"
-        )
+        text += _details(plural(verdict.broken, "time"), lines, opened=True)
     return f"<td>{text}</td>"
 
 
 def _plan(result: Result) -> str:
-    lines = [*result.plan]
-    parts = [
-        f"<details><summary>the plan: {len(lines)} faults</summary><pre>{escape(chr(10).join(lines))}</pre></details>"
-    ]
+    parts = [_details(f"the plan: {plural(len(result.plan), 'fault')}", result.plan)]
     if result.deeds:
-        done = "\n".join(f"{count:6} x {what}" for what, count in sorted(result.deeds.items()))
-        parts.append(f"<details><summary>faults that calls of disks met</summary><pre>{escape(done)}</pre></details>")
+        done = [f"{count:6} x {what}" for what, count in sorted(result.deeds.items())]
+        parts.append(_details("faults that calls of disks met", done))
     if result.impossible:
         parts.append(f"<p class=soft>Not possible with this system: {escape('; '.join(result.impossible))}.</p>")
     return "".join(parts)
+
+
+def _details(summary: str, lines: Sequence[str], *, opened: bool = False) -> str:
+    """Lines that unfold."""
+    text = escape("\n".join(lines))
+    return f"<details{' open' if opened else ''}><summary>{escape(summary)}</summary><pre>{text}</pre></details>"

@@ -117,4 +117,5 @@ def _faults(events: list[Event], seconds: float) -> list[Span]:
 def _fault_span(begin: Event, end: float) -> Span:
     value = begin.value
     step = f", by {value['step_ms']} ms" if value["step_ms"] else ""
-    return Span(value["target"], begin.time_us / 1e6, end, value["do"], f"{value['do']} {value['target']}{step}")
+    what = f"{value['do']} {value['target']}"
+    return Span(what, begin.time_us / 1e6, end, value["do"], what + step)
