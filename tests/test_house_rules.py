@@ -300,7 +300,10 @@ RULES = [
         "printing",
         both(called("print", "input"), named(r"sys\.(stdout|stderr|stdin)(\..*)?")),
         "logging, one line an event; the command line prints",
-        {CLI: "prints for the user"},
+        {
+            CLI: "prints for the user",
+            "trio_rmq/testing/serving.py": "says where it is to the program that started it",
+        },
     ),
     Rule(
         "identity as a value",

@@ -99,6 +99,11 @@ def _broker() -> None:
     """Run a broker."""
 
 
+@app.command("testing", context_settings=_ELSEWHERE)
+def _testing() -> None:
+    """Serve a broker for the tests of any language, which ends with the program that started it."""
+
+
 @app.command()
 def send(
     topic: Annotated[str, typer.Argument(help="where the messages go")],

@@ -2,6 +2,7 @@
 
 The servers (`namesrv`, `broker`, `standalone`) are parsed with argparse: a server must be ready a blink after its
 process starts and stay small while idle, and typer with rich costs about 0.1 s and 10 MB before it has done anything.
+`testing` is a room of its own, which has the words after it.
 All other commands, and the help that lists every one, are typer's.
 """
 
@@ -23,6 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from trio_rmq.cli.serve import run_server
 
         sys.exit(run_server(words[0], words[1:]))
+    if words and words[0] == "testing":
+        from trio_rmq.testing.serving import run_testing
+
+        sys.exit(run_testing(words[1:]))
     from trio_rmq.cli.app import run_app
 
     sys.exit(run_app(words))

@@ -26,7 +26,8 @@ from trio_rmq.wire.headers import NotifyConsumerIdsChangedRequestHeader
 from trio_rmq.wire.heartbeat import decode_heartbeat
 
 EXCHANGES_MAX = 10_000
-"""Most requests that are noted; older ones are forgotten first."""
+EXCHANGES_MAX_BYTES = 256 * 1024 * 1024
+"""Most requests that are noted, and most bytes of bodies in them; older ones are forgotten first."""
 
 Answers = Sequence[Reply | Later]
 
@@ -43,13 +44,19 @@ class Exchange:
     answer: Command | None
     fault: Fault | None
 
+    @property
+    def body_bytes(self) -> int:
+        """Size of both bodies."""
+        return len(self.request.body) + (0 if self.answer is None else len(self.answer.body))
+
 
 class Interposer:
     """What stands around one broker's handlers; its `hooks` go to `serve_broker`."""
 
     def __init__(self) -> None:
-        self.exchanges: deque[Exchange] = deque(maxlen=EXCHANGES_MAX)
+        self.exchanges: deque[Exchange] = deque()
         """What was asked and answered, in the order of the answers."""
+        self._noted_bytes = 0
         self.injections: list[Injection] = []
         """Faults that wait for requests; the first that takes one is carried out."""
         self.refusing = False
@@ -146,7 +153,7 @@ class Interposer:
         answers = handle() if fault is None else _faulty(fault, session, first, handle)
         for request in requests:
             if request.is_oneway or isinstance(fault, Drop | Disconnect):
-                self.exchanges.append(Exchange(session.peer, request, None, fault))
+                self._keep(Exchange(session.peer, request, None, fault))
         note = partial(self._note, session, {request.opaque: request for request in requests}, fault)
         note([answer for answer in answers if not isinstance(answer, Later)])
         return [_then(answer, note) if isinstance(answer, Later) else answer for answer in answers]
@@ -156,8 +163,14 @@ class Interposer:
     ) -> None:
         for reply in replies:
             answer = decode_frame(reply) if isinstance(reply, bytes) else reply
-            self.exchanges.append(Exchange(session.peer, requests[answer.opaque], answer, fault))
+            self._keep(Exchange(session.peer, requests[answer.opaque], answer, fault))
         self.changed()
+
+    def _keep(self, exchange: Exchange) -> None:
+        self.exchanges.append(exchange)
+        self._noted_bytes += exchange.body_bytes
+        while len(self.exchanges) > EXCHANGES_MAX or self._noted_bytes > EXCHANGES_MAX_BYTES:
+            self._noted_bytes -= self.exchanges.popleft().body_bytes
 
 
 def _add(sessions: dict[Session, None], session: Session) -> None:
