@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Collection, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
@@ -192,7 +193,7 @@ def changed_settings(config: Struct, text: str, allowed: Collection[str]) -> dic
             f"{', '.join(refused)}: read at start only, change the file and restart; "
             f"a running server takes {', '.join(sorted(allowed))}"
         )
-    fields = {field.encode_name: field for field in msgspec.structs.fields(config)}
+    fields = {field.encode_name: field for field in _fields(type(config))}
     return {fields[key].name: _convert(key, value, fields[key].type, "the request") for key, value in pairs.items()}
 
 
@@ -244,13 +245,19 @@ def _put(values: dict[str, tuple[str, str]], key: str, value: str, source: str) 
     values[_JAVA_PROPERTIES.get(key) or new or key] = (value, source)
 
 
+@cache
+def _fields(struct: type[Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    """The fields of a settings type; finding out takes a millisecond each time."""
+    return msgspec.structs.fields(struct)
+
+
 def _build(types: tuple[type[Struct], ...], values: Mapping[str, tuple[str, str]]) -> list[Any]:
     """One instance of each type; a key that several have goes to each. Logs the keys that nobody takes."""
     built: list[Any] = []
     known: set[str] = set()
     for struct in types:
         arguments: dict[str, object] = {}
-        for field in msgspec.structs.fields(struct):
+        for field in _fields(struct):
             known.add(field.encode_name)
             if field.encode_name in values:
                 text, source = values[field.encode_name]

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TypeVar
 
+import anyio._backends._trio  # noqa: F401 - anyio would load it in the middle of the first broker's start
 import trio
 from trio.testing import MockClock
 

@@ -191,8 +191,13 @@ def _has_only_scalars(struct_type: type[msgspec.Struct]) -> bool:
     )
 
 
+_PLAIN = frozenset({bool, int, float, str, type(None)})
+
+
 def _write(value: Any, out: list[bytes], standard: bool, depth: int) -> None:
-    if isinstance(value, msgspec.Struct):
+    if type(value) in _PLAIN:  # most are, and abstract classes take long to say no
+        out.append(json.dumps(value).encode() if standard and type(value) is str else _encode_value(value))
+    elif isinstance(value, msgspec.Struct):
         if depth < 0 and not standard and _has_only_scalars(type(value)):
             out.append(_encode_value(value))
             return
