@@ -15,6 +15,7 @@ from trio_rmq import testing
 from trio_rmq.client import LitePullConsumer, Message, Producer
 from trio_rmq.errors import ConfigError, ListenError, SendError, StoreFailedError
 from trio_rmq.remoting.client import connect_channel
+from trio_rmq.remoting.local_address import reserve_port
 
 
 async def send(broker: testing.EmbeddedBroker, *bodies: bytes, topic: str = "Orders") -> None:
@@ -146,3 +147,15 @@ async def test_two_hours_on_a_virtual_broker(autojump_clock: MockClock) -> None:
         await trio.sleep(7190)
         assert await receive(broker, 1) == {b"later"}
         assert 7199 < trio.current_time() - started < 7210
+
+
+@pytest.mark.trio
+async def test_a_port_that_is_reserved_is_given_to_nobody_else() -> None:
+    with await reserve_port("127.0.0.1", 0) as reserved:
+        with pytest.raises(OSError, match="in use"):
+            await trio.open_tcp_listeners(reserved.port, host="127.0.0.1")
+        reserved.release()
+        for listener in await trio.open_tcp_listeners(reserved.port, host="127.0.0.1"):
+            await listener.aclose()
+    with pytest.raises(ListenError, match=r"192\.0\.2\.1"):
+        await reserve_port("192.0.2.1", 0)

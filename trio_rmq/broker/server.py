@@ -57,7 +57,7 @@ from trio_rmq.remoting.client import RemotingClient
 from trio_rmq.remoting.handlers import HandlerTable
 from trio_rmq.remoting.hooks import NO_HOOKS, ServerHooks
 from trio_rmq.remoting.listener import serve_remoting
-from trio_rmq.remoting.local_address import WILDCARDS, free_port, outward_address, resolve
+from trio_rmq.remoting.local_address import WILDCARDS, ReservedPort, outward_address, reserve_port, resolve
 from trio_rmq.remoting.session import SessionCallback
 from trio_rmq.remoting.settings import RemotingSettings
 from trio_rmq.remoting.tls import ServerTls
@@ -101,7 +101,11 @@ class _Place:
     host: str
     numeric: str
     ha_host: str
-    port: int
+    reserved: ReservedPort
+
+    @property
+    def port(self) -> int:
+        return self.reserved.port
 
     @property
     def store_host(self) -> Host:
@@ -134,7 +138,7 @@ async def serve_broker(
     remoting = remoting or RemotingConfig()
     place = await _find_place(config, remoting)
     config = msgspec.structs.replace(config, broker_ip1=config.broker_ip1 or place.host)  # ours: requests change it
-    with lone_errors():
+    with place.reserved, lone_errors():
         async with open_message_store(store_config, disk=disk, store_host=place.store_host, progress=progress) as store:
             await _Broker(config, store_config, remoting, store, place, disk, hooks, turns).serve(task_status)
 
@@ -144,8 +148,8 @@ async def _find_place(config: BrokerConfig, remoting: RemotingConfig) -> _Place:
     if not host:
         host = remoting.bind_address if remoting.bind_address not in WILDCARDS else await outward_address()
     numeric = await resolve(host, "brokerIP1")
-    port = config.listen_port or await free_port(remoting.bind_address)
-    return _Place(host, numeric, config.broker_ip2 or host, port)
+    reserved = await reserve_port(remoting.bind_address, config.listen_port)
+    return _Place(host, numeric, config.broker_ip2 or host, reserved)
 
 
 async def _remoting_client(ssl_context: TlsContext | None, *, task_status: trio.TaskStatus[RemotingClient]) -> None:
@@ -369,6 +373,7 @@ class _Broker:
     async def _listen(self, sessions: trio.Nursery) -> list[str]:
         """Listen on listenPort, and on the fast port when it is to be had."""
         host, port = self._remoting.bind_address, self._place.port
+        self._place.reserved.release()
         listening: list[str] = await sessions.start(self._serve_sessions, format_address(host, port))
         fast_port = port - FAST_PORT_DISTANCE
         if self._config.fast_port_enable and self._config.listen_port and fast_port > 0:
