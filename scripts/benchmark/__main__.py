@@ -1,4 +1,4 @@
-"""`scripts/bench send`, `pull`, `producer`, `consumer`, `later`, `delay`, `store`, `versus`, `all`: runs, tables."""
+"""`scripts/bench send`, `pull`, `producer`, `consumer`, `later`, `delay`, `embedded`, `store`, `versus`, `all`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 from benchmark.consumers import run_consumers
 from benchmark.delay import run_delay
+from benchmark.embedded import SUITE_TESTS, run_embedded
 from benchmark.frames import PULL_COUNT
 from benchmark.later import run_later
 from benchmark.load import BenchmarkError
@@ -39,6 +40,8 @@ def main(words: Sequence[str] | None = None) -> int:
             run_later(report, pending=options.messages, seconds=options.seconds)
         elif options.command == "delay":
             run_delay(report, seconds=options.seconds)
+        elif options.command == "embedded":
+            run_embedded(report, tests=options.tests)
         elif options.command == "consumer":
             run_consumers(report, seconds=options.seconds, messages=options.messages, rounds=options.rounds)
         elif options.command == "store":
@@ -76,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         ("consumer", "our own push consumer beside ready-made pulls, on Trio and on asyncio, and the figures to reach"),
         ("later", "transactions beside plain sends, timers: memory, a burst, lateness"),
         ("delay", "messages with a delay level: a burst, lateness"),
+        ("embedded", "brokers inside tests: the first one's start, and a suite with one for each test"),
         ("all", "the figures to reach"),
         ("store", "the store by itself: appends, syncs, depth and width, restarts"),
         ("versus", "Apache 4.9.7 and this clone in turn under Apache's Java client, and the ratios to reach"),
@@ -84,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--json", metavar="FILE", help="write the figures there as JSON; - prints them")
         if name == "versus":
             add_versus_options(command)
+            continue
+        if name == "embedded":
+            command.add_argument("--tests", type=int, default=SUITE_TESTS, help=f"(default {SUITE_TESTS})")
             continue
         command.add_argument("--seconds", type=float, default=3.0, help="measured time of a run (default 3)")
         if name == "store":
