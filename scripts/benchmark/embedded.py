@@ -72,7 +72,5 @@ def run_embedded(report: Report, *, tests: int) -> None:
 def _output(command: list[str], folder: str | None = None) -> str:
     ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=WAIT_SECONDS, check=False)
     if ran.returncode:
-        raise BenchmarkError(
-            f"{' '.join(command[1:3])} ended with {ran.returncode}: {(ran.stdout + ran.stderr)[-500:]}"
-        )
+        raise BenchmarkError(f"{command[1:3]} ended with {ran.returncode}: {(ran.stdout + ran.stderr)[-500:]}")
     return ran.stdout
