@@ -118,6 +118,12 @@ def test_standalone_is_for_this_machine_unless_told_otherwise() -> None:
     assert settings.broker.broker_ip1 == ""
 
 
+def test_a_standalone_has_the_trace_topic_unless_told_otherwise_and_a_broker_has_it_when_told() -> None:
+    assert load_standalone_settings(None)[1].broker.trace_topic_enable
+    assert not load_standalone_settings(None, ["traceTopicEnable=false"])[1].broker.trace_topic_enable
+    assert not load_broker_settings(None).broker.trace_topic_enable
+
+
 def test_keys_are_spelt_as_rocketmq_spells_them() -> None:
     assert key_of_field("broker_ip1") == "brokerIP1"
     assert key_of_field("check_crc_on_recover") == "checkCRCOnRecover"
