@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,8 @@ START_SECONDS = 20.0
 class MeasuredServer:
     """A running process, the address of what it serves, and the moment it was started (perf_counter).
 
-    `others` are processes that belong to it; children of any count as well.
+    `others` are processes that belong to it; children of any count as well.  `on_begin` is called when a load's
+    measured time begins.
     """
 
     process: subprocess.Popen[str]
@@ -38,6 +39,7 @@ class MeasuredServer:
     started: float
     name_server: str = ""
     others: tuple[subprocess.Popen[str], ...] = ()
+    on_begin: Callable[[], None] = lambda: None
 
     def _process_ids(self) -> list[int]:
         found = [process.pid for process in (self.process, *self.others)]

@@ -3,9 +3,10 @@
 A turn is what runs between two waits for input and output.  Counted is the CPU time of the loop's thread, not the time
 on the wall: a machine that gives the processor to others makes turns late, but only our own work makes them long.
 
-The cost is one hook of Trio's a turn, well below a microsecond: asking for a thread's CPU time is a system call, so it
-is asked only when a millisecond has passed on the wall, within which no turn can have been longer.  A turn so may seem
-longer than it was by what ran within the millisecond before it; it never seems shorter.
+The cost is one hook of Trio's a turn, below a microsecond: asking for a thread's CPU time is a system call, at which
+the kernel also settles whose turn it is, so it is asked only when two milliseconds have passed on the wall, within
+which no turn can have been longer.  A turn may seem longer than it was by what ran within two milliseconds before it;
+it never seems shorter.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ UPPER_MS = (2, 5, 10, 20, 50, 100)
 """Upper edges of the counts, milliseconds; one more count is for what is longer."""
 LONG_MS = 10
 """From here on a turn is told in the log."""
-LOOK_SECONDS = 0.001
+LOOK_SECONDS = UPPER_MS[0] / 1000
+"""Least time between two looks at the thread's clock: what passes between them belongs to the first count."""
 QUIET_SECONDS = 60.0
 """Least time between two lines of the log."""
 

@@ -42,6 +42,7 @@ def run_java_load(server: MeasuredServer, kind: str, *words: object) -> Figures:
         for line in process.stdout:
             if line.startswith("BEGIN"):
                 before = server.cpu_seconds()
+                server.on_begin()
             elif line.startswith("END "):
                 after = server.cpu_seconds()
                 told = json.loads(line.removeprefix("END "))

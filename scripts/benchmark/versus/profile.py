@@ -10,7 +10,6 @@ from __future__ import annotations
 import subprocess
 import tempfile
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -69,11 +68,13 @@ def _sampled(load: Load, terms: Terms) -> tuple[Counter[str], tuple[float, float
     """Samples by stack, and the user and system seconds, of the measured time."""
     python = python_environment()
     with our_server(*load.settings, folder=terms.folder) as server, tempfile.NamedTemporaryFile("r") as file:
+        begun = threading.Event()
+        server.on_begin = begun.set
         parts: list[tuple[float, float]] = []
         complaints: list[str] = []
 
         def watch() -> None:
-            time.sleep(terms.warm_seconds + 1)
+            begun.wait()
             parts.append(process_cpu_parts(server.process.pid))
             done = subprocess.run(
                 [
@@ -89,8 +90,11 @@ def _sampled(load: Load, terms: Terms) -> tuple[Counter[str], tuple[float, float
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        load.measure(server, terms)
-        watcher.join()
+        try:
+            load.measure(server, terms)
+        finally:
+            begun.set()  # also when it failed before
+            watcher.join()
         if complaints:
             raise BenchmarkError(f"py-spy failed (it needs root, or ptrace_scope 0): {complaints[0][-1000:]}")
         samples: Counter[str] = Counter()
