@@ -5,7 +5,7 @@ Each of Apache's servers (4.9.7, 5.3.3) and clients (4.9.8, 5.3.3), and our own 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
@@ -20,6 +20,8 @@ from tests.interop.peers import (
     our_name_server,
     run_java_peer,
 )
+from trio_rmq.admin.client import AdminClient
+from trio_rmq.admin.topics import list_topics
 from trio_rmq.client import (
     AutoBatch,
     Compression,
@@ -28,6 +30,7 @@ from trio_rmq.client import (
     MessageQueue,
     Producer,
     PullConsumer,
+    PushConsumer,
     ReceivedMessage,
     SendResult,
     SendStatus,
@@ -228,3 +231,30 @@ def test_namespaces_are_apaches(place: Place, version: str) -> None:
     assert {message.topic for message in got.values()} == {topic}
     found = anyio.run(stored, place.name_server, f"TENANT%{topic}")
     assert {message.properties.get("INSTANCE_ID") for message in found if message.tags == "ours"} == {"TENANT"}
+    heard = anyio.run(ours_hears, place.name_server, topic, 10)
+    assert sorted(message.message_id for message in heard) == sorted(message.message_id for message in found)
+    assert {message.topic for message in heard} == {topic}
+    retries = [name for name in anyio.run(all_topics, place.name_server) if name.startswith("%RETRY%TENANT%")]
+    assert f"%RETRY%TENANT%{topic}" in retries
+    assert any(name.startswith("%RETRY%TENANT%consumer_peer_") for name in retries), "Java names them so"
+
+
+async def ours_hears(name_server: str, topic: str, count: int) -> list[ReceivedMessage]:
+    heard: list[ReceivedMessage] = []
+    enough = anyio.Event()
+
+    async def listen(messages: Sequence[ReceivedMessage]) -> None:
+        heard.extend(messages)
+        if len(heard) >= count:
+            enough.set()
+
+    async with PushConsumer(topic, name_servers=name_server, namespace="TENANT") as consumer:
+        await consumer.subscribe(topic, listen)
+        with anyio.fail_after(60):
+            await enough.wait()
+    return heard
+
+
+async def all_topics(name_server: str) -> list[str]:
+    async with AdminClient(name_servers=name_server) as admin:
+        return list(await list_topics(admin, everything=True))

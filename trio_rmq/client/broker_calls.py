@@ -49,6 +49,7 @@ class BrokerCalls:
         properties: Callable[[], dict[str, str]],
         *,
         orderly: bool,
+        namespace: str = "",
     ) -> None:
         self._delivery = delivery
         self._consuming = consuming
@@ -57,6 +58,7 @@ class BrokerCalls:
         self._subscriptions = subscriptions
         self._properties = properties
         self._orderly = orderly
+        self._namespace = namespace
 
     def register(self, remoting: RemotingClient) -> None:
         """Answer from now on."""
@@ -125,7 +127,7 @@ class BrokerCalls:
         self._check_group(header.consumer_group)
         stored = decode_record(command.body)
         queue = MessageQueue(topic=stored.topic, broker_name=header.broker_name or "", queue_id=stored.queue_id)
-        message = ReceivedMessage.from_record(stored, queue)
+        message = ReceivedMessage.from_record(stored, queue, self._namespace)
         started = anyio.current_time()
         result, remark = await self._consume(message)
         spent_ms = round((anyio.current_time() - started) * 1000)
@@ -138,7 +140,7 @@ class BrokerCalls:
         )
 
     async def _consume(self, message: ReceivedMessage) -> tuple[str, str | None]:
-        listener = self._delivery.listeners.get(message.topic)
+        listener = self._delivery.listeners.get(message.full_topic)
         if listener is None:
             return running.CR_THROW_EXCEPTION, f"there is no listener for {message.topic}"
         outcome, error = await heard(self._delivery.group, listener, [message])

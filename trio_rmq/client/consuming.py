@@ -48,7 +48,7 @@ class Delivery:
     def listener(self, held: HeldQueue, message: ReceivedMessage) -> Listener | None:
         """Whom to call with a message; None when its topic was unsubscribed and the rebalance will let the queue go."""
         if held.is_retry:
-            return self.listeners.get(message.topic, self._refuse)
+            return self.listeners.get(message.full_topic, self._refuse)
         return self.listeners.get(held.queue.topic)
 
     async def _refuse(self, messages: Sequence[ReceivedMessage]) -> Outcome:

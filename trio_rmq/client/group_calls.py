@@ -180,7 +180,7 @@ async def give_back(
         group=group,
         delay_level=delay_level,
         origin_msg_id=message.message_id,
-        origin_topic=message.topic,
+        origin_topic=message.full_topic,
         unit_mode=False,
         max_reconsume_times=max_reconsume_times,
     )
@@ -201,7 +201,7 @@ async def send_retry(
     """Send a copy of the message to `queue` of the group's retry topic, as a retry that is due after `delay_level`."""
     fields: dict[str, str | None] = dict(message.properties)
     fields.setdefault(prop.ORIGIN_MESSAGE_ID, message.message_id)
-    fields[prop.RETRY_TOPIC] = message.topic
+    fields[prop.RETRY_TOPIC] = message.full_topic
     fields[prop.DELAY] = str(delay_level)
     for name in (prop.TRANSACTION_PREPARED, prop.RECONSUME_TIME, prop.MAX_RECONSUME_TIMES):
         fields[name] = None

@@ -24,6 +24,7 @@ from trio_rmq.client.lasting import LastingRemoting
 from trio_rmq.client.lite_puller import LitePuller
 from trio_rmq.client.membership import GroupMembership
 from trio_rmq.client.message import ReceivedMessage
+from trio_rmq.client.namespace import queue_with_namespace, queues_without_namespace, with_namespace
 from trio_rmq.client.offset_store import (
     LocalOffsetStore,
     OffsetStore,
@@ -72,7 +73,7 @@ class LitePullConsumer:
 
     With `auto_commit`, what was handed out counts as consumed once more is asked for, and is committed every
     `commit_seconds` and at the end; so the last batch before leaving the block comes again unless `commit()` is called.
-    Without, only `commit` commits.
+    Without, only `commit` commits.  `namespace` stands before topics and group at the brokers, and before nothing here.
     """
 
     def __init__(
@@ -90,12 +91,15 @@ class LitePullConsumer:
         waiting_bytes_max: int = WAITING_BYTES_MAX,
         allocation: Allocation = allocate_averagely,
         offset_store: OffsetStore | None = None,
+        namespace: str = "",
         serialize_type: SerializeType = SerializeType.JSON,
         ssl_context: TlsContext | None = None,
         use_tls: bool = False,
     ) -> None:
-        check_group(group)
         self.group = group
+        self.namespace = namespace
+        group = with_namespace(namespace, group)
+        check_group(group)
         self.client_id = new_client_id()
         self._broadcasting = broadcasting
         self._from_first = from_first
@@ -123,6 +127,7 @@ class LitePullConsumer:
         self._puller = LitePuller(
             self._remoting, self._offsets, group, self._subscriptions,
             pull_batch_size=pull_batch_size, count_max=waiting_count_max, size_max_bytes=waiting_bytes_max,
+            namespace=namespace,
         )  # fmt: skip
         self._polling = False
         self._assigning = anyio.Lock()
@@ -178,6 +183,7 @@ class LitePullConsumer:
         cannot read it or serves no filters of its type.
         """
         tasks = self._open_tasks()
+        topic = with_namespace(self.namespace, topic)
         subscription = build_subscription(topic, expression, expression_type=expression_type, sub_version=wall_ms())
         await self._membership.check(subscription)
         first = self._mode is None
@@ -192,6 +198,7 @@ class LitePullConsumer:
     async def unsubscribe(self, topic: str) -> None:
         """Let go of a topic: nothing of it is handed out any more; its queues go to others soon after."""
         self._open_tasks()
+        topic = with_namespace(self.namespace, topic)
         if self._subscriptions.pop(topic, None) is not None:
             for queue in self._puller.queues(topic):
                 self._puller.pause(queue)
@@ -208,6 +215,7 @@ class LitePullConsumer:
         """
         self._open_tasks()
         self._choose("assign")
+        queues = [self._full(queue) for queue in queues]
         async with self._assigning:
             subscriptions = [
                 build_subscription(topic, expression, expression_type=expression_type, sub_version=wall_ms())
@@ -224,7 +232,7 @@ class LitePullConsumer:
 
     def assignment(self) -> list[MessageQueue]:
         """The queues that this consumer has now."""
-        return self._puller.queues()
+        return queues_without_namespace(self.namespace, self._puller.queues())
 
     async def wait_assignment(self, wanted: Callable[[list[MessageQueue]], bool]) -> None:
         """Wait until `wanted` holds of the queues that this consumer has; asked after each round of rebalancing."""
@@ -234,7 +242,8 @@ class LitePullConsumer:
     async def queues(self, topic: str) -> list[MessageQueue]:
         """All queues of a topic, for `assign`; errors as of a PullConsumer."""
         self._open_tasks()
-        return await self._offsets.queues(topic)
+        found = await self._offsets.queues(with_namespace(self.namespace, topic))
+        return queues_without_namespace(self.namespace, found)
 
     # -- messages -----------------------------------------------------------------------------------------------
 
@@ -280,7 +289,7 @@ class LitePullConsumer:
 
         ClientError for a queue that is not this consumer's, or an offset outside of what the broker has.
         """
-        self._check_held(queue)
+        queue = self._check_held(queue)
         first, after = await self._offsets.min_offset(queue), await self._offsets.max_offset(queue)
         if not first <= offset <= after:
             raise ClientError(f"offset {offset} of {queue} is not between {first} and {after}")
@@ -288,34 +297,39 @@ class LitePullConsumer:
 
     async def seek_to_begin(self, queue: MessageQueue) -> None:
         """Go on at the first message still kept."""
-        self._check_held(queue)
+        queue = self._check_held(queue)
         self._puller.go_to(queue, await self._offsets.min_offset(queue))
 
     async def seek_to_end(self, queue: MessageQueue) -> None:
         """Go on after the last message."""
-        self._check_held(queue)
+        queue = self._check_held(queue)
         self._puller.go_to(queue, await self._offsets.max_offset(queue))
 
     async def offset_for_timestamp(self, queue: MessageQueue, timestamp_ms: int) -> int:
         """The offset of the first message stored at or after the time (milliseconds since 1970), else the next one."""
         self._open_tasks()
-        return await self._offsets.offset_for_timestamp(queue, timestamp_ms)
+        return await self._offsets.offset_for_timestamp(self._full(queue), timestamp_ms)
 
     def pause(self, queues: Iterable[MessageQueue]) -> None:
         """Hand out nothing of these queues, and pull no more of them, until `resume`; what was pulled stays."""
         self._open_tasks()
         for queue in queues:
-            self._puller.pause(queue)
+            self._puller.pause(self._full(queue))
 
     def resume(self, queues: Iterable[MessageQueue]) -> None:
         """Undo `pause`."""
         self._open_tasks()
         for queue in queues:
-            self._puller.resume(queue)
+            self._puller.resume(self._full(queue))
 
-    def _check_held(self, queue: MessageQueue) -> None:
+    def _check_held(self, queue: MessageQueue) -> MessageQueue:
         self._open_tasks()
+        queue = self._full(queue)
         self._puller.check(queue)
+        return queue
+
+    def _full(self, queue: MessageQueue) -> MessageQueue:
+        return queue_with_namespace(self.namespace, queue)
 
     # -- offsets ------------------------------------------------------------------------------------------------
 
@@ -330,8 +344,9 @@ class LitePullConsumer:
             self._remember()
             queues = self._puller.queues()
         else:
-            queues = list(offsets)
-            for queue, offset in offsets.items():
+            full = {self._full(queue): offset for queue, offset in offsets.items()}
+            queues = list(full)
+            for queue, offset in full.items():
                 self._puller.acknowledge_before(queue, offset)
                 self._store.table.update(queue, offset, increase_only=False)
         await self._store.persist(queues)
@@ -339,7 +354,7 @@ class LitePullConsumer:
     async def committed(self, queue: MessageQueue) -> int | None:
         """Where the group goes on in the queue: as remembered here, else as the store has it."""
         self._open_tasks()
-        return await self._store.read(queue, ReadOffset.MEMORY_FIRST)
+        return await self._store.read(self._full(queue), ReadOffset.MEMORY_FIRST)
 
     def _remember(self) -> None:
         for queue, offset in self._puller.commit_offsets().items():

@@ -60,11 +60,13 @@ class LitePuller:
         pull_batch_size: int,
         count_max: int,
         size_max_bytes: int,
+        namespace: str = "",
     ) -> None:
         self._remoting = remoting
         self._offsets = offsets
         self._group = group
         self._subscriptions = subscriptions
+        self._namespace = namespace
         self._pull_batch_size = pull_batch_size
         self._count_max = count_max
         self._size_max_bytes = size_max_bytes
@@ -195,6 +197,7 @@ class LitePuller:
                 subscription=self._subscriptions.get(topic) or build_subscription(topic, "*"),
                 max_messages=self._pull_batch_size,
                 hold_seconds=HOLD_SECONDS,
+                namespace=self._namespace,
             )
         except (RemotingError, ResponseError, ProtocolError, ClientError) as error:
             logger.warning("group %s: pull of %s failed: %s", self._group, state.queue, error)

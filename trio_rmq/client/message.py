@@ -14,6 +14,7 @@ import msgspec
 
 from trio_rmq.client.compression import plain_body
 from trio_rmq.client.names import check_topic
+from trio_rmq.client.namespace import queue_without_namespace, without_namespace
 from trio_rmq.errors import ClientError
 from trio_rmq.limits import BODY_SIZE_MAX_BYTES, PROPERTIES_SIZE_MAX_BYTES
 from trio_rmq.wire import properties as prop
@@ -178,19 +179,28 @@ class ReceivedMessage(msgspec.Struct, eq=False, gc=False):
     _stored: StoredMessage | None = None
     _body: bytes | None = None
     _properties: Mapping[str, str] | None = None
+    namespace: str = ""
+    """The consumer's namespace, without which `topic` and `queue` are shown."""
 
     @classmethod
-    def from_record(cls, stored: StoredMessage, queue: MessageQueue) -> ReceivedMessage:
+    def from_record(cls, stored: StoredMessage, queue: MessageQueue, namespace: str = "") -> ReceivedMessage:
         """The message in a stored record."""
-        return cls(queue, stored.queue_offset, stored.reconsume_times, len(stored.body), _stored=stored)
+        queue = queue_without_namespace(namespace, queue)
+        size = len(stored.body)
+        return cls(queue, stored.queue_offset, stored.reconsume_times, size, _stored=stored, namespace=namespace)
 
     @classmethod
-    def pulled(cls, queue: MessageQueue, body: bytes) -> list[ReceivedMessage]:
+    def pulled(cls, queue: MessageQueue, body: bytes, namespace: str = "") -> list[ReceivedMessage]:
         """The messages of a pull response's body; ProtocolError when it does not hold whole records and only these."""
-        return [
+        queue = queue_without_namespace(namespace, queue)
+        messages = [
             cls(queue, queue_offset, reconsume_times, body_size, body, position)
             for position, queue_offset, reconsume_times, body_size in glance_records(body)
         ]
+        if namespace:
+            for message in messages:
+                message.namespace = namespace
+        return messages
 
     @property
     def stored(self) -> StoredMessage:
@@ -224,6 +234,11 @@ class ReceivedMessage(msgspec.Struct, eq=False, gc=False):
     @property
     def topic(self) -> str:
         """The topic it was sent to (of a retried message: its first)."""
+        return without_namespace(self.namespace, self.full_topic)
+
+    @property
+    def full_topic(self) -> str:
+        """The same as brokers know it, with its namespace."""
         return self.properties.get(prop.RETRY_TOPIC, self.stored.topic)
 
     @property

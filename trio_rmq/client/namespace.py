@@ -6,7 +6,10 @@ name that has the namespace already is left alone.  Source: RocketMQ NamespaceUt
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from trio_rmq.client.names import DLQ_PREFIX, RETRY_PREFIX, is_system_group, is_system_topic
+from trio_rmq.wire.groups import MessageQueue
 
 SEPARATOR = "%"
 
@@ -34,3 +37,24 @@ def _split_prefix(name: str) -> tuple[str, str]:
         if name.startswith(prefix):
             return prefix, name.removeprefix(prefix)
     return "", name
+
+
+def queue_with_namespace(namespace: str, queue: MessageQueue) -> MessageQueue:
+    """`queue` by its topic's name as brokers know it."""
+    return _named(queue, with_namespace(namespace, queue.topic)) if namespace else queue
+
+
+def queue_without_namespace(namespace: str, queue: MessageQueue) -> MessageQueue:
+    """`queue` by its topic's name as the program knows it."""
+    return _named(queue, without_namespace(namespace, queue.topic)) if namespace else queue
+
+
+def queues_without_namespace(namespace: str, queues: Iterable[MessageQueue]) -> list[MessageQueue]:
+    """The same of several."""
+    return [queue_without_namespace(namespace, queue) for queue in queues]
+
+
+def _named(queue: MessageQueue, topic: str) -> MessageQueue:
+    if topic == queue.topic:
+        return queue
+    return MessageQueue(topic=topic, broker_name=queue.broker_name, queue_id=queue.queue_id)

@@ -62,8 +62,11 @@ async def pull_filtered(
     subscription: SubscriptionData,
     max_messages: int,
     hold_seconds: float,
+    namespace: str = "",
 ) -> PullResult:
     """One pull from `offset`; with nothing there the broker holds it for up to `hold_seconds`.
+
+    `queue` and `group` are as brokers know them; the messages are shown without `namespace`.
 
     RemotingError when the broker does not answer, ResponseError when it refuses, ProtocolError or ClientError for
     messages that cannot be read.
@@ -89,7 +92,7 @@ async def pull_filtered(
     told = answer.decode_header(headers.PullMessageResponseHeader)
     messages = []
     if answer.code == ResponseCode.SUCCESS:
-        messages = ReceivedMessage.pulled(queue, answer.body)
+        messages = ReceivedMessage.pulled(queue, answer.body, namespace)
         if wanted := subscription.tags_set:
             messages = [message for message in messages if message.stored.tags in wanted]
     status = _STATUS[ResponseCode(answer.code)]

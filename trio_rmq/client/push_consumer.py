@@ -32,6 +32,7 @@ from trio_rmq.client.lasting import LastingRemoting
 from trio_rmq.client.listening import Interceptor, Listener, intercepted
 from trio_rmq.client.membership import GroupMembership
 from trio_rmq.client.message import ReceivedMessage
+from trio_rmq.client.namespace import queue_without_namespace, queues_without_namespace, with_namespace
 from trio_rmq.client.offset_store import LocalOffsetStore, OffsetStore, RemoteOffsetStore, local_offsets_path
 from trio_rmq.client.orderly_consuming import OrderlyConsuming
 from trio_rmq.client.push_puller import PushPuller
@@ -91,6 +92,7 @@ class PushConsumer:
     `local_retry_seconds` that before a message is consumed again which no broker took back.  `grace_seconds` is how
     long closing waits for running calls.  `trace` tells of each listener call in a trace topic: True in RocketMQ's own,
     else in the one it names.
+    `namespace` stands before topics and group at the brokers, and before nothing here.
     """
 
     def __init__(
@@ -115,15 +117,19 @@ class PushConsumer:
         commit_seconds: float = COMMIT_SECONDS,
         grace_seconds: float = 30.0,
         offset_store: OffsetStore | None = None,
+        namespace: str = "",
         serialize_type: SerializeType = SerializeType.JSON,
         ssl_context: TlsContext | None = None,
         use_tls: bool = False,
         trace: bool | str = False,
     ) -> None:
+        self.group = group
+        self.namespace = namespace
+        group = with_namespace(namespace, group)
         check_group(group)
         if batch_size < 1 or pull_batch_size < 1 or (isinstance(concurrency, int) and concurrency < 1):
             raise ClientError("batch_size, pull_batch_size and concurrency must be 1 or more")
-        self.group = group
+        self._group_name = group
         self.client_id = new_client_id()
         self._orderly = orderly
         self._broadcasting = broadcasting
@@ -184,11 +190,11 @@ class PushConsumer:
         self._puller = PushPuller(
             self._remoting, self._offsets, group, self._subscriptions, room, self._figures,
             batch_size=pull_batch_size, broadcasting=broadcasting, accept=self._accept,
-            restart=self._rebalance.restart, introduce=self._rebalance.introduce,
+            restart=self._rebalance.restart, introduce=self._rebalance.introduce, namespace=namespace,
         )  # fmt: skip
         BrokerCalls(
             self._delivery, lambda: self._consuming, self._rebalance, self._held, self._subscriptions,
-            self._properties, orderly=orderly,
+            self._properties, orderly=orderly, namespace=namespace,
         ).register(self._remoting)  # fmt: skip
         self._intake: anyio.abc.TaskGroup | None = None
         self._consuming: Consuming
@@ -266,12 +272,13 @@ class PushConsumer:
         it was.  ClientError outside `async with`.
         """
         self._check_open()
+        topic = with_namespace(self.namespace, topic)
         subscription = build_subscription(topic, expression, expression_type=expression_type, sub_version=wall_ms())
         await self._membership.check(subscription)
         self._listeners[topic] = intercepted(listener, self._interceptors, self.group)
         self._subscriptions[topic] = subscription
         if not self._broadcasting:
-            retry = RETRY_PREFIX + self.group
+            retry = RETRY_PREFIX + self._group_name
             self._subscriptions.setdefault(retry, build_subscription(retry, "*", sub_version=wall_ms()))
         await self._membership.introduce()
         self._rebalance.soon()
@@ -279,6 +286,7 @@ class PushConsumer:
     async def unsubscribe(self, topic: str) -> None:
         """Let go of a topic: no more calls for it; its queues go to others soon after."""
         self._check_open()
+        topic = with_namespace(self.namespace, topic)
         self._listeners.pop(topic, None)
         if self._subscriptions.pop(topic, None) is not None:
             await self._membership.introduce()
@@ -301,7 +309,7 @@ class PushConsumer:
 
     def queues(self) -> list[MessageQueue]:
         """The queues that this member consumes now."""
-        return sorted(self._held, key=lambda queue: queue.sort_key)
+        return sorted(queues_without_namespace(self.namespace, self._held), key=lambda queue: queue.sort_key)
 
     async def wait_queues(self, wanted: Callable[[list[MessageQueue]], bool]) -> None:
         """Wait until `wanted` holds of the queues that this member consumes; asked after each round of rebalancing."""
@@ -314,8 +322,9 @@ class PushConsumer:
         RouteNotFoundError, RemotingError or ResponseError when a server cannot say.
         """
         self._check_open()
-        topics = [topic] if topic is not None else list(self._subscriptions)
-        return await group_lag(self._remoting, self._offsets, self.group, topics)
+        topics = list(self._subscriptions) if topic is None else [with_namespace(self.namespace, topic)]
+        lags = await group_lag(self._remoting, self._offsets, self._group_name, topics)
+        return {queue_without_namespace(self.namespace, queue): lag for queue, lag in lags.items()}
 
     async def commit(self) -> None:
         """Keep the progress of now: all that is finished.  It is kept every `commit_seconds`, and at the end, too.
@@ -331,7 +340,7 @@ class PushConsumer:
 
     def _properties(self) -> dict[str, str]:
         return {
-            "consumerGroup": self.group,
+            "consumerGroup": self._group_name,
             "messageModel": BROADCASTING if self._broadcasting else CLUSTERING,
             "consumeMessageBatchMaxSize": str(self._delivery.batch_size),
             "maxReconsumeTimes": str(

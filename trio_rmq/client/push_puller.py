@@ -55,11 +55,13 @@ class PushPuller:
         accept: Callable[[HeldQueue, list[ReceivedMessage]], None],
         restart: Callable[[MessageQueue, int], None],
         introduce: Callable[[], None],
+        namespace: str = "",
     ) -> None:
         self._remoting = remoting
         self._offsets = offsets
         self._group = group
         self._subscriptions = subscriptions
+        self._namespace = namespace
         self._room = room
         self._figures = figures
         self._batch_size = batch_size
@@ -150,7 +152,7 @@ class PushPuller:
             state.moved(next_offset)
             return
         wanted = subscription.tags_set if subscription.expression_type == EXPRESSION_TAG else ()
-        messages = ReceivedMessage.pulled(queue, answer.body)
+        messages = ReceivedMessage.pulled(queue, answer.body, self._namespace)
         if wanted:
             messages = [message for message in messages if message.stored.tags in wanted]
         now = self._clock()

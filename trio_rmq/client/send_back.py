@@ -12,6 +12,7 @@ import logging
 from trio_rmq.client import group_calls
 from trio_rmq.client.held_queue import RETRY_PREFIX
 from trio_rmq.client.message import ReceivedMessage
+from trio_rmq.client.namespace import queue_with_namespace
 from trio_rmq.client.queue_offsets import QueueOffsets
 from trio_rmq.client.route_cache import RouteCache
 from trio_rmq.errors import ProtocolError, RemotingError, ResponseError, RouteNotFoundError
@@ -49,7 +50,7 @@ class SendBack:
     async def give_back(self, message: ReceivedMessage, delay_level: int) -> bool:
         """Have it delivered again later; whether some broker took it."""
         try:
-            address = await self._offsets.address(message.queue)
+            address = await self._offsets.address(queue_with_namespace(message.namespace, message.queue))
             await group_calls.give_back(
                 self._remoting, address, self._group, message, delay_level=delay_level, max_reconsume_times=self._most
             )

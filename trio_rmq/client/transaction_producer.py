@@ -226,7 +226,7 @@ class TransactionProducer(Producer):
         try:
             async with self._limiter:
                 queue = MessageQueue(topic=stored.topic, broker_name=connection.address, queue_id=stored.queue_id)
-                message = ReceivedMessage.from_record(stored, queue)
+                message = ReceivedMessage.from_record(stored, queue, self.namespace)
                 state, error = await self._decided(
                     self._check, message, self._check_timeout_seconds, f"the check of transaction {message.message_id}"
                 )

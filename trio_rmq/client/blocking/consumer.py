@@ -44,6 +44,7 @@ class LitePullSettings(TypedDict, total=False):
     waiting_bytes_max: int
     allocation: Allocation
     offset_store: OffsetStore | None
+    namespace: str
     serialize_type: SerializeType
     ssl_context: TlsContext | None
     use_tls: bool
@@ -140,6 +141,7 @@ class PullConsumer(BlockingClient[pull_consumer.PullConsumer]):
         group: str,
         *,
         name_servers: str | Sequence[str] | None = None,
+        namespace: str = "",
         serialize_type: SerializeType = SerializeType.JSON,
         ssl_context: TlsContext | None = None,
         use_tls: bool = False,
@@ -149,6 +151,7 @@ class PullConsumer(BlockingClient[pull_consumer.PullConsumer]):
             lambda: pull_consumer.PullConsumer(
                 group,
                 name_servers=name_servers,
+                namespace=namespace,
                 serialize_type=serialize_type,
                 ssl_context=ssl_context,
                 use_tls=use_tls,
@@ -218,6 +221,7 @@ class PushSettings(TypedDict, total=False):
     commit_seconds: float
     grace_seconds: float
     offset_store: OffsetStore | None
+    namespace: str
     serialize_type: SerializeType
     ssl_context: TlsContext | None
     use_tls: bool
