@@ -144,7 +144,7 @@ class PushConsumer:
         topic = trace_topic_of(trace)
         self._traces = TraceSender(self._remoting, routes, topic, group, "CONSUME") if topic else None
         if self._traces is not None:
-            tracer = ConsumeTracer(self._traces, group, consume_timeout_seconds)
+            tracer = ConsumeTracer(self._traces, self.group, consume_timeout_seconds)
             self._interceptors = (tracer, *self._interceptors)
         self._offsets = QueueOffsets(self._remoting, routes)
         self._membership = GroupMembership(

@@ -225,6 +225,7 @@ class PushSettings(TypedDict, total=False):
     serialize_type: SerializeType
     ssl_context: TlsContext | None
     use_tls: bool
+    trace: bool | str
 
 
 class PushConsumer(BlockingClient[push_consumer.PushConsumer]):

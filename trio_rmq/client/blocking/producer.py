@@ -53,6 +53,7 @@ class ProducerSettings(TypedDict, total=False):
     serialize_type: SerializeType
     ssl_context: TlsContext | None
     use_tls: bool
+    trace: bool | str
 
 
 class TransactionSettings(ProducerSettings, total=False):
