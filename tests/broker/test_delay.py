@@ -148,7 +148,9 @@ async def test_offsets_are_saved_soon_after_a_delivery_in_rocketmqs_format(autoj
         for level in (1, 1, 2):
             await send_delayed(client, b"x", level)
         await trio.sleep(3)
-        assert running.disk.read_file(OFFSETS) == b'{\n\t"offsetTable":{1:2\n\t}\n}'
+        content = running.disk.read_file(OFFSETS)
+        log_offset = decode_delay_offsets(content).log_offset
+        assert content == b'{\n\t"logOffset":%d,\n\t"offsetTable":{1:2\n\t}\n}' % (log_offset or 0)
         await trio.sleep(4)
         assert saved_offsets(running.disk) == {1: 2, 2: 1}
         assert running.disk.exists(f"{OFFSETS}.bak")
@@ -183,7 +185,7 @@ async def test_a_stop_in_order_repeats_and_loses_nothing(flush: str, autojump_cl
 
 
 @pytest.mark.parametrize("flush", ["SYNC_FLUSH", "ASYNC_FLUSH"])
-async def test_a_kill_repeats_only_what_came_after_the_saved_offset(flush: str, autojump_clock: MockClock) -> None:
+async def test_a_kill_repeats_none_whose_copy_survived_it(flush: str, autojump_clock: MockClock) -> None:
     async with open_world() as world:
         async with served(world, disk := FaultyDisk(), flush_disk_type=flush) as client:
             await client.create_topic()
@@ -197,11 +199,43 @@ async def test_a_kill_repeats_only_what_came_after_the_saved_offset(flush: str, 
             left = disk.survivor_of_kill()
         async with served(world, left, flush_disk_type=flush) as client:
             await trio.sleep(1)
-            assert await bodies(client) == [b"early", b"late", b"late"]
+            assert await bodies(client) == [b"early", b"late"]
             await trio.sleep(5)
-            *_, waited = await all_messages(client)
-            assert waited.body == b"waits"
+            *before, waited = await all_messages(client)
+            assert (len(before), waited.body) == (2, b"waits")
             assert waited.store_timestamp_ms - stored_at >= 5000
+
+
+async def test_after_a_file_of_apaches_a_kill_repeats_what_came_after_its_offsets(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        async with served(world, disk := FaultyDisk()) as client:
+            await client.create_topic()
+            await send_delayed(client, b"x", 1)
+            await trio.sleep(3)
+        disk.write_file(OFFSETS, b'{\n\t"offsetTable":{1:0\n\t}\n}')
+        async with served(world, disk) as client:
+            await trio.sleep(0.2)
+            assert await bodies(client) == [b"x", b"x"]
+
+
+async def test_how_far_the_log_is_gets_saved_before_a_delivery_after_much_else(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trio_rmq.broker.delay.LOG_BEHIND_MAX_BYTES", 10_000)
+    async with one_broker() as (running, client):
+        await client.create_topic()
+        await send_delayed(client, b"x", 1)
+        await trio.sleep(3)
+        before = decode_delay_offsets(running.disk.read_file(OFFSETS)).log_offset
+        assert before is not None
+        await send_delayed(client, b"y", 1)
+        for _ in range(20):
+            await client.send(bytes(1000))
+        await trio.sleep(1.1)  # delivered, and its offset not saved yet
+        saved = decode_delay_offsets(running.disk.read_file(OFFSETS))
+        assert (saved.offset_table, len(await bodies(client))) == ({1: 1}, 22)
+        assert saved.log_offset is not None
+        assert saved.log_offset > before + 20_000
 
 
 async def test_a_missing_offset_file_repeats_and_one_too_high_or_too_low_is_put_right(
@@ -223,6 +257,20 @@ async def test_a_missing_offset_file_repeats_and_one_too_high_or_too_low_is_put_
         async with served(world, disk) as client:
             await trio.sleep(0.2)
             assert len(await bodies(client)) == 3
+
+
+async def test_a_delivered_copy_has_the_address_of_the_broker_that_stored_it(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        async with served(world, disk := FaultyDisk()) as client:
+            await client.create_topic()
+            await send_delayed(client, b"x", 1)
+            [waiting] = await all_messages(client, SCHEDULE)
+        async with broker_in(world, disk=disk, broker_ip1="10.0.0.9") as running, RemotingClient() as remoting:
+            await trio.sleep(2)
+            port = running.ready.address.rpartition(":")[2]
+            [copy] = await all_messages(Client(remoting, f"{BROKER}:{port}"))
+    assert waiting.store_host[0] == bytes((10, 0, 0, 2))
+    assert copy.store_host[0] == bytes((10, 0, 0, 9))
 
 
 async def test_a_file_of_5_x_is_read(autojump_clock: MockClock) -> None:

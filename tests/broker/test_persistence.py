@@ -109,3 +109,23 @@ async def test_a_broken_table_is_replaced_by_its_backup(
         async with broker_in(world, disk=disk) as running, running.client() as client:
             assert (await tables(client))[0] is not None
         assert "topics.json" in caplog.text
+
+
+async def test_a_table_that_cannot_be_written_is_said_once_and_when_it_can_be_again(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = FaultyDisk()
+    async with open_world() as world, broker_in(world, disk=disk) as running:
+        await fill(running)
+        await trio.sleep(10)
+        disk.capacity_bytes = 0
+        async with running.client() as client:
+            await commit(client, 2)
+            await trio.sleep(60)
+            assert caplog.text.count("consumerOffset.json cannot be written") == 1
+            disk.capacity_bytes = None
+            await trio.sleep(10)
+            assert caplog.text.count("consumerOffset.json can be written again") == 1
+        left = disk.survivor_of_kill()
+    async with open_world() as world, broker_in(world, disk=left) as running, running.client() as client:
+        assert await committed(client) == 2

@@ -78,6 +78,35 @@ async def test_a_failed_save_keeps_the_old_content() -> None:
     assert ConfigFile(PATH, disk=disk).load(json.loads) == [2]
 
 
+@pytest.mark.trio
+async def test_after_a_failed_sync_the_next_save_writes_anew() -> None:
+    """What a kernel could not sync it shows as clean: syncing it once more succeeds and saves nothing."""
+    disk = FaultyDisk()
+    for changed in disk.make_directories(PATH.rpartition("/")[0]):
+        disk.sync_directory(changed)
+    disk.write_file(PATH, b"[1]")
+    file = ConfigFile(PATH, disk=disk)
+    assert file.load(json.loads) == [1]
+    disk.fail_next("fdatasync", errno.EIO)
+    with pytest.raises(OSError, match=r"\[Errno"):
+        await file.save(b"[1]")
+    await file.save(b"[1]")
+    assert ConfigFile(PATH, disk=disk.survivor_of_power_loss(Random(1))).load(json.loads) == [1]
+
+
+@pytest.mark.trio
+async def test_after_a_failed_sync_of_the_folder_the_old_content_is_written_again() -> None:
+    disk = FaultyDisk()
+    file = ConfigFile(PATH, disk=disk)
+    await file.save(b"[1]")
+    disk.fail_next("sync_directory", errno.EIO)
+    with pytest.raises(OSError, match=r"\[Errno"):
+        await file.save(b"[2]")
+    assert ConfigFile(PATH, disk=disk).load(json.loads) == [2]
+    assert await file.save(b"[1]")
+    assert ConfigFile(PATH, disk=disk).load(json.loads) == [1]
+
+
 def test_power_loss_at_every_call() -> None:
     async def save(disk: FaultyDisk, told: list[int]) -> None:
         file = ConfigFile(PATH, disk=disk)

@@ -6,20 +6,22 @@ its real topic again, many with one write.
 
 Invariants: a level keeps its order; no message is delivered before the time in its entry, nor, when the clock was set
 back since, before its whole delay has passed once more; the offsets on disk (config/delayOffset.json) never pass a
-message whose delivered copy is not synced, so that a crash repeats deliveries and loses none.
+message whose delivered copy is not synced, so that a crash loses none; a delivered copy names the record it was made
+from, so that it repeats none whose copy survived it.
 Source: RocketMQ ScheduleMessageService (4.9).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from logging import getLogger
 
 import trio
 
 from trio_rmq.broker import names
+from trio_rmq.broker.delivered_copies import LOG_BEHIND_MAX_BYTES, copies_since
 from trio_rmq.broker.long_polling import HeldPulls
 from trio_rmq.clock import wall_ms
 from trio_rmq.errors import StoreFailedError
@@ -30,7 +32,7 @@ from trio_rmq.wire import properties as prop
 from trio_rmq.wire.groups import DelayOffsets, decode_delay_offsets, encode_delay_offsets
 from trio_rmq.wire.hashing import tags_code
 from trio_rmq.wire.properties import property_of_bytes
-from trio_rmq.wire.record import StoredMessage
+from trio_rmq.wire.record import CheckedRecord, StoredMessage
 
 _log = getLogger(__name__)
 
@@ -50,6 +52,7 @@ _PAUSE_MIN_SECONDS, _PAUSE_MAX_SECONDS = 0.1, 10.0
 _REAL_TOPIC = prop.REAL_TOPIC.encode()
 _REAL_QUEUE_ID = prop.REAL_QUEUE_ID.encode()
 _TAGS = prop.TAGS.encode()
+_DELAY = prop.DELAY.encode()
 _LASTING = frozenset({AppendStatus.MESSAGE_ILLEGAL, AppendStatus.PROPERTIES_SIZE_EXCEEDED})
 """Refusals that no waiting mends."""
 
@@ -67,6 +70,8 @@ class DelayOffsetTable:
     def __init__(self) -> None:
         self.offsets: dict[int, int] = {}
         """Level to queue offset: every message before it has a synced delivered copy."""
+        self.log_offset: int | None = None
+        """Those copies stand before it in the log, all others from there on; None: unknown, Apache wrote the file."""
         self.unsaved = False
         """Whether the table differs from what was last encoded for its file."""
 
@@ -74,11 +79,13 @@ class DelayOffsetTable:
         """The content of delayOffset.json; with `pretty` as the file has it, and the table then counts as saved."""
         if pretty:
             self.unsaved = False
-        return encode_delay_offsets(DelayOffsets(offset_table=self.offsets), pretty=pretty)
+        log_offset = self.log_offset if pretty else None
+        return encode_delay_offsets(DelayOffsets(offset_table=self.offsets, log_offset=log_offset), pretty=pretty)
 
     def load(self, content: bytes) -> None:
         """Take the content of delayOffset.json, of 4.9 or 5.x; ProtocolError when it is none."""
-        self.offsets = dict(decode_delay_offsets(content).offset_table)
+        loaded = decode_delay_offsets(content)
+        self.offsets, self.log_offset = dict(loaded.offset_table), loaded.log_offset
 
 
 @dataclass(slots=True, eq=False)
@@ -107,8 +114,8 @@ class _Level:
 class DelayService:
     """Delivers the delayed messages of one broker.
 
-    `delays_ms` is the delay of each level, from level 1 on; `interval_seconds` bounds how late offsets are saved, and
-    `save_soon` asks for it.
+    `delays_ms` is the delay of each level, from level 1 on; `interval_seconds` bounds how late offsets are saved,
+    `save_soon` asks for it, and `saved` waits for it.
     """
 
     def __init__(
@@ -119,6 +126,7 @@ class DelayService:
         delays_ms: list[int],
         interval_seconds: float,
         save_soon: Callable[[], None],
+        saved: Callable[[], Awaitable[object]],
     ) -> None:
         self._store = store
         self._held_pulls = held_pulls
@@ -126,6 +134,9 @@ class DelayService:
         self._interval_seconds = min(interval_seconds, _OFFSETS_SECONDS_MAX)
         self._levels: list[_Level] = []
         self._save_soon = save_soon
+        self._saved = saved
+        self._copied_before: frozenset[int] = frozenset()
+        """Physical offsets of what was delivered before a crash that the table does not know of."""
         self._turn = trio.Lock()
         self._delivered = trio.Event()
         self._is_marked = is_marked if store.dispatches_to_many else _never
@@ -144,6 +155,9 @@ class DelayService:
     async def run(self) -> None:
         """Deliver for ever; cancelled, it notes in the table what was delivered, once that is synced."""
         self._levels = self._find_levels()
+        log_offset = self.table.log_offset
+        if log_offset is not None and self._store.max_physical_offset > log_offset:
+            self._copied_before = await copies_since(self._store, log_offset, _is_copy)
         try:
             async with trio.open_nursery() as nursery:
                 for level in self._levels:
@@ -188,17 +202,29 @@ class DelayService:
             await self._settle()
             self._save_soon()
 
-    async def _settle(self) -> None:
-        """Sync what was delivered up to now, then put it into the table; a failed store leaves the table behind."""
+    async def _settle(self, *, log: bool = False) -> None:
+        """Sync what was delivered up to now, then put it into the table; a failed store leaves the table behind.
+
+        With nothing delivered since, only where the log is goes into the table, and only where `log` asks for it.
+        """
         offsets = {level.number: level.next_offset for level in self._levels if level.next_offset}
-        if offsets.items() <= self.table.offsets.items():
+        log_offset = self._store.max_physical_offset
+        if offsets.items() <= self.table.offsets.items() and not log:
             return
         try:
             await self._store.sync()
         except StoreFailedError:
             return
         self.table.offsets.update(offsets)
+        self.table.log_offset = log_offset
         self.table.unsaved = True
+
+    async def _log_not_far_behind(self) -> None:
+        """Before the first delivery in a while: save where in the log its copy will be looked for after a crash."""
+        saved = self.table.log_offset
+        if saved is None or self._store.max_physical_offset - saved > LOG_BEHIND_MAX_BYTES:
+            await self._settle(log=True)
+            await self._saved()
 
     # -- one level ------------------------------------------------------------------------------------------------
 
@@ -211,6 +237,7 @@ class DelayService:
                 await trio.sleep(min(seconds, _NAP_SECONDS))
             else:
                 async with self._turn:  # one slice at a time, however many levels have something due
+                    await self._log_not_far_behind()
                     refusal = self._deliver(level)
                 if refusal is not None:
                     await self._pause(level, refusal)
@@ -279,7 +306,7 @@ class DelayService:
         offsets: list[int] = []
         end = level.next_offset
         for (physical, _), record in zip(places, self._store.reader.records(places), strict=True):
-            message = self._restored(level, physical, record)
+            message = None if physical in self._copied_before else self._restored(level, physical, record)
             if message is not None:
                 messages.append(message)
                 offsets.append(end)
@@ -303,7 +330,10 @@ class DelayService:
         self._delivered.set()
 
     def _restored(self, level: _Level, physical_offset: int, record: StoredMessage | None) -> NewMessage | None:
-        """The message as it was sent, its properties as stored (RocketMQ leaves DELAY and REAL_* in them, too)."""
+        """The message as it was sent, its properties as stored (RocketMQ leaves DELAY and REAL_* in them, too).
+
+        Its prepared offset names the record it comes from.
+        """
         if record is None:
             _log.error("delay level %d: the record at %d is gone or damaged", level.number, physical_offset)
             return None
@@ -324,7 +354,7 @@ class DelayService:
             record.born_timestamp_ms,
             record.born_host,
             record.reconsume_times,
-            0,
+            physical_offset,
             0 if tags is None else tags_code(tags.decode("utf-8", "replace")),
             False,
         )
@@ -332,3 +362,7 @@ class DelayService:
 
 def _never(properties: str | bytes) -> bool:
     return False
+
+
+def _is_copy(record: CheckedRecord) -> bool:
+    return record.topic != names.SCHEDULE_TOPIC and property_of_bytes(record.properties, _DELAY) is not None

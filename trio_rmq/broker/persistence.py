@@ -1,7 +1,8 @@
 """Writes the broker's tables to config/*.json: topics and groups when they change, consumed offsets every interval.
 
 Invariants: what `load` read or the last save wrote is what the file holds, whole; at the end everything unsaved is
-written.  A save that fails is said and tried again at the next interval; the table in memory stays right.
+written.  A save that fails is said once, until it works again, and tried at the next interval; the table in memory
+stays right.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class Persistence:
         self._interval_seconds = interval_seconds
         self._wake = trio.Event()
         self._round = _Round()
+        self._failing: set[str] = set()
 
     def load(self) -> None:
         """Read every file that exists.  StoreError when one cannot be used and has no usable `.bak`."""
@@ -113,7 +115,16 @@ class Persistence:
         except OSError as error:
             table.unsaved = True
             current.problem = f"{file.path} cannot be written: {error}"
-            logger.error("%s cannot be written: %s; its table is kept in memory", file.path, error)
+            if file.path not in self._failing:
+                self._failing.add(file.path)
+                logger.error(
+                    "%s cannot be written: %s; its table is kept in memory, and written as soon as that is possible",
+                    file.path, error,
+                )  # fmt: skip
         except trio.Cancelled:
             table.unsaved = True
             raise
+        else:
+            if file.path in self._failing:
+                self._failing.discard(file.path)
+                logger.warning("%s can be written again, and is up to date", file.path)

@@ -204,6 +204,7 @@ class _Broker:
             delays_ms=delays_ms,
             interval_seconds=store_config.flush_delay_offset_interval / 1000,
             save_soon=lambda: self._persistence.save_soon(),
+            saved=lambda: self._persistence.saved(),
         )
         self._deferring = Deferring(config, store_config, max_delay_level=delay_levels)
         self._transactions = Transactions(

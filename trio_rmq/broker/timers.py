@@ -24,6 +24,7 @@ import trio
 from trio_rmq.broker import names
 from trio_rmq.broker.deadlines import Deadlines
 from trio_rmq.broker.deferring import TIMER_QUEUE_ID, delete_key
+from trio_rmq.broker.delivered_copies import LOG_BEHIND_MAX_BYTES, copies_since
 from trio_rmq.broker.long_polling import HeldPulls
 from trio_rmq.broker.timer_messages import delivered, stored_again
 from trio_rmq.broker.timer_progress import Progress, TimerProgress
@@ -35,7 +36,7 @@ from trio_rmq.store.message_store import MessageStore
 from trio_rmq.store.messages import AppendStatus, NewMessage
 from trio_rmq.wire import properties as prop
 from trio_rmq.wire.properties import property_of_bytes
-from trio_rmq.wire.record import StoredMessage
+from trio_rmq.wire.record import CheckedRecord, StoredMessage
 
 logger = getLogger(__name__)
 
@@ -49,9 +50,6 @@ _NAP_SECONDS = 60.0
 
 _SETTLE_SECONDS = 1.0
 """From a delivery to the saving of progress."""
-
-_LOG_BEHIND_MAX_BYTES = 64 * 1024 * 1024
-"""Most of the log that a start after a crash has to look through for delivered copies, beyond a second's."""
 
 _HORIZON_MS = 60_000
 """So long before their time messages that were not kept in memory are looked up again."""
@@ -154,22 +152,12 @@ class Timers:
         if first == end:
             return
         if store.max_physical_offset > saved.log_offset:
-            self._delivered_before = await self._delivered_since(saved.log_offset)
+            self._delivered_before = await copies_since(store, saved.log_offset, _is_copy)
         begin, self._queue_offset = self._queue_offset, end
         await self._read_entries(first, begin, saved.delivered_ms + 1)
         await self._read_entries(begin, end, 0)
         self._next_roll = trio.current_time()
         logger.info("%d messages wait for their time", self.pending)
-
-    async def _delivered_since(self, log_offset: int) -> frozenset[int]:
-        found: set[int] = set()
-        begin = max(log_offset, self._store.min_physical_offset)
-        for count, record in enumerate(self._store.reader.records_from(begin)):
-            if record.topic != names.TIMER_TOPIC and _DEQUEUE in record.properties:
-                found.add(record.prepared_transaction_offset)
-            if count % 2000 == 0:
-                await trio.lowlevel.checkpoint()
-        return frozenset(found)
 
     async def _read_entries(self, begin: int, end: int, from_ms: int, *, again: bool = False) -> None:
         """Enter the messages from `begin` to `end` that are due at `from_ms` or later; `again`: counted before."""
@@ -273,7 +261,7 @@ class Timers:
             await self._roll()
         if trio.current_time() >= self._settle_at:
             await self._settle()
-        elif self._position() - self.progress.now.log_offset > _LOG_BEHIND_MAX_BYTES and self._settle_at == math.inf:
+        elif self._position() - self.progress.now.log_offset > LOG_BEHIND_MAX_BYTES and self._settle_at == math.inf:
             self._changed()
         return self._pending.first_due(wall_ms()) is not None
 
@@ -328,7 +316,7 @@ class Timers:
 
     async def _log_not_far_behind(self) -> None:
         """Before the first delivery in a while: save where in the log its copy will be looked for after a crash."""
-        if self._position() - self.progress.now.log_offset > _LOG_BEHIND_MAX_BYTES:
+        if self._position() - self.progress.now.log_offset > LOG_BEHIND_MAX_BYTES:
             await self._settle()
             await self._saved()
 
@@ -481,3 +469,7 @@ class Timers:
             return True
         seen.add((topic, key))
         return False
+
+
+def _is_copy(record: CheckedRecord) -> bool:
+    return record.topic != names.TIMER_TOPIC and _DEQUEUE in record.properties

@@ -65,10 +65,13 @@ class ConfigFile:
         """
         async with self._lock:
             folder = self._folder()
-            if content == self._saved:
+            # Unknown until it is synced: after a failure the next save writes it anew, since a sync that is tried again
+            # says nothing, and the file may have the new content although its folder's sync failed.
+            saved, self._saved = self._saved, None
+            if content == saved:
                 if not self._is_synced:  # it was read, and whoever wrote it may have died before its sync
                     await self._disk.sync([], paths=[self.path], directories=[folder])
-                    self._is_synced = True
+                self._saved, self._is_synced = content, True
                 return False
             with trio.CancelScope(shield=True):
                 temporary = f"{self.path}.tmp"
@@ -83,6 +86,7 @@ class ConfigFile:
         """`save` for callers that cannot wait: blocks the thread, event loop included, until it is synced."""
         if content == self._saved and self._is_synced:
             return False
+        self._saved = None
         temporary = f"{self.path}.tmp"
         folder = self._folder()
         self._disk.write_file(temporary, content)

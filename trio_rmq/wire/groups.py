@@ -136,9 +136,13 @@ class ConsumerOffsets(msgspec.Struct, kw_only=True, rename="camel", omit_default
 
 
 class DelayOffsets(msgspec.Struct, kw_only=True, rename="camel", omit_defaults=True):
-    """Progress of the delay queues: level -> next offset; also delayOffset.json.  Version only from 5.x."""
+    """Progress of the delay queues: level -> next offset; also delayOffset.json.  Version only from 5.x.
+
+    `log_offset` is ours, which Apache's reader skips: copies of what those offsets do not cover stand from there on.
+    """
 
     data_version: DataVersion | None = None
+    log_offset: int | None = None
     offset_table: dict[int, int] = shown_dict()
 
 

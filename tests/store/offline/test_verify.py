@@ -17,6 +17,7 @@ from trio_rmq.testing.bit_flips import SETTINGS, sample_store
 from trio_rmq.testing.faulty_disk import FaultyDisk
 from trio_rmq.testing.stores import FILE_SIZE, Place, new_message, small_config, stored
 from trio_rmq.wire.record import encode_blank
+from trio_rmq.wire.sysflag import TRANSACTION_COMMIT
 
 VECTORS = Path(__file__).parents[3] / "protocol" / "vectors" / "store"
 LOG = "commitlog/00000000000000000000"
@@ -356,6 +357,18 @@ def test_a_disk_for_looking_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.trio
+@pytest.mark.parametrize("topic", ["SCHEDULE_TOPIC_XXXX", "rmq_sys_wheel_timer"])
+async def test_a_delivered_copy_names_the_record_that_waited(topic: str, place: Place) -> None:
+    async with place.open() as store:
+        stored(store.append([new_message()]))
+        [waited] = stored(store.append([new_message(b"waits", topic=topic)]))
+        for sys_flag in (0, TRANSACTION_COMMIT):
+            copy = new_message(b"waits", sys_flag=sys_flag, prepared_transaction_offset=waited.physical_offset)
+            stored(store.append([copy]))
+    assert damages(place) == []
+
+
+@pytest.mark.trio
 async def test_a_half_message_that_was_put_away_keeps_its_old_place(place: Place) -> None:
     async with place.open() as store:
         stored(store.append([new_message()]))
@@ -365,4 +378,6 @@ async def test_a_half_message_that_was_put_away_keeps_its_old_place(place: Place
             stored(store.append([new_message(b"between"), put_away]))
     [found] = damages(place)
     assert found.kind == "field"
-    assert f"names a half message at {half.physical_offset + half.size_bytes}, where none stands" in found.what
+    assert (
+        f"names a half or delayed message at {half.physical_offset + half.size_bytes}, where none stands" in found.what
+    )

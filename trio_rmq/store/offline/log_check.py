@@ -15,6 +15,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 
 from trio_rmq.errors import ProtocolError
+from trio_rmq.store.consume_queue import DELAY_TOPIC
+from trio_rmq.store.dispatch import TIMER_TOPIC
 from trio_rmq.store.offline.findings import Findings
 from trio_rmq.store.offline.folder import Progress, StoreFolder
 from trio_rmq.store.recovery import TORN
@@ -40,7 +42,8 @@ _SEARCH_BLOCK_BYTES = 1024 * 1024
 _MAGICS = tuple(bytes.fromhex(text) for text in ("DAA320A7", "DAA320AB", "CBD43194"))
 _MAGIC_AT = 4
 _PORT_MAX = 65_535
-_HALF_TOPIC = "RMQ_SYS_TRANS_HALF_TOPIC"
+_WAITING_TOPICS = frozenset({"RMQ_SYS_TRANS_HALF_TOPIC", DELAY_TOPIC, TIMER_TOPIC})
+"""Of records whose copies, stored when their waiting is over, name them."""
 TEN_YEARS_MS = 10 * 365 * 24 * 3_600_000
 KNOWN_SYS_FLAGS = 0x7FF
 """The bits of sysFlag that 4.9 or 5.x give a meaning."""
@@ -270,7 +273,7 @@ class LogCheck:
             what = f"store time {time_ms} is before {self._last_time_ms}, that of the record at {self._last_at}"
             self._add("store-time", offset, what, size_bytes=record.size_bytes)
         self._last_time_ms, self._last_at = time_ms, offset
-        for what in _impossible(record, self._is_half):
+        for what in _impossible(record, self._is_waiting):
             self._add("field", offset, what, size_bytes=record.size_bytes)
         for what in _unlikely(record):
             self._add("field", offset, what, damage=False, size_bytes=record.size_bytes)
@@ -287,8 +290,8 @@ class LogCheck:
         """Store time of the last record, in ms; 0 without records."""
         return self._last_time_ms
 
-    def _is_half(self, physical_offset: int) -> bool:
-        """Whether a half message stands there, or did before its file was deleted."""
+    def _is_waiting(self, physical_offset: int) -> bool:
+        """Whether a half, delayed or timer message stands there, or did before its file was deleted."""
         if physical_offset < self._files.start:
             return physical_offset >= 0
         start = self._files.locate(physical_offset)
@@ -299,10 +302,10 @@ class LogCheck:
         if not RECORD_SIZE_MIN_BYTES <= size <= start + self._files.file_size - physical_offset:
             return self.is_damaged(physical_offset)
         try:
-            half = decode_record(self._files.read(physical_offset, size))
+            waiting = decode_record(self._files.read(physical_offset, size))
         except ProtocolError:
             return self.is_damaged(physical_offset)
-        return half.topic == _HALF_TOPIC and half.physical_offset == physical_offset
+        return waiting.topic in _WAITING_TOPICS and waiting.physical_offset == physical_offset
 
     def _judge_hosts(self) -> None:
         if len(self._hosts) == 3:
@@ -325,7 +328,7 @@ def _all_places(block: bytes, magic: bytes) -> Iterator[int]:
         at = block.find(magic, at + 1)
 
 
-def _impossible(record: StoredMessage, is_half: Callable[[int], bool]) -> Iterator[str]:
+def _impossible(record: StoredMessage, is_waiting: Callable[[int], bool]) -> Iterator[str]:
     """What no broker writes: one sentence each."""
     for name, (address, port) in (("born", record.born_host), ("store", record.store_host)):
         if not 0 <= port <= _PORT_MAX:
@@ -336,12 +339,12 @@ def _impossible(record: StoredMessage, is_half: Callable[[int], bool]) -> Iterat
         yield f"it says it was consumed again {record.reconsume_times} times"
     if not is_consumable(record.sys_flag) and record.queue_offset:
         yield f"its sysFlag {record.sys_flag:#x} says that it stands in no queue, but it has queue offset there"
-    half_at = record.prepared_transaction_offset
+    waiting_at = record.prepared_transaction_offset
     if transaction_type(record.sys_flag) == TRANSACTION_COMMIT:
-        if half_at >= record.physical_offset or not is_half(half_at):
-            yield f"it is a committed message, but no half message stands at {half_at}"
-    elif half_at and not is_half(half_at):  # one that was checked in vain is put away with its old place
-        yield f"it names a half message at {half_at}, where none stands; its sysFlag {record.sys_flag:#x} is of none"
+        if waiting_at >= record.physical_offset or not is_waiting(waiting_at):
+            yield f"it is a committed message, but no half or delayed message stands at {waiting_at}"
+    elif waiting_at and not is_waiting(waiting_at):  # one that was checked in vain is put away with its old place
+        yield f"it names a half or delayed message at {waiting_at}, where none stands"
     properties = record.properties
     if properties:
         try:
