@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ import anyio
 import pytest
 
 from tests.interop.peers import free_ports, our_broker, our_name_server
+from tests.interop.stored import stored_records
 from trio_rmq.client import Message, Producer, PushConsumer, ReceivedMessage
-from trio_rmq.wire.record import MAGIC_BLANK, StoredMessage, decode_record, peek_record
+from trio_rmq.wire.record import StoredMessage
 
 pytestmark = pytest.mark.anyio
 TOPIC = "Delayed"
@@ -27,18 +28,6 @@ LIMIT_SECONDS = 60
 @pytest.fixture
 def anyio_backend() -> str:
     return "trio"
-
-
-def stored_records(store: Path) -> Iterator[StoredMessage]:
-    """Every record of a store whose broker has ended."""
-    for path in sorted((store / "commitlog").iterdir()):
-        log, position = path.read_bytes(), 0
-        while position + 8 <= len(log):
-            size, magic = peek_record(log, position)
-            if not size or magic == MAGIC_BLANK:
-                break
-            yield decode_record(log, position)
-            position += size
 
 
 @pytest.mark.parametrize("flush", [pytest.param("SYNC_FLUSH", marks=pytest.mark.slow), "ASYNC_FLUSH"])

@@ -7,6 +7,7 @@ says (Apache's boot line, our readiness datagram), not by time.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -90,10 +91,11 @@ def java_peer_class_path(client_version: str) -> str:
     """The class path of our small Java programs on Apache's client of that version."""
     lib = jars(HERE / "java", "pom.xml", f"-Dclient.version={client_version}")
     sources = sorted((HERE / "java" / "src").rglob("*.java"))
-    classes = cache_folder() / f"peer-classes-{client_version}"
-    newest = max(source.stat().st_mtime for source in sources)
+    # By content: clones share the cache, and their programs may differ.
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+    classes = cache_folder() / f"peer-classes-{client_version}-{digest}"
     stamp = classes / "built"
-    if not stamp.exists() or stamp.stat().st_mtime < newest:
+    if not stamp.exists():
         classes.mkdir(parents=True, exist_ok=True)
         subprocess.run(
             [need("javac"), "-nowarn", "-encoding", "UTF-8", "-d", str(classes), "-cp", f"{lib}/*", *map(str, sources)],
