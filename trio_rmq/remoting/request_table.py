@@ -6,8 +6,8 @@ connection is lost.
 
 Deadlines: requests opened together wait inside one cancel scope (`Pending.wait`).  Single ones (`open_one`), of which
 a client has thousands a second, have no scope of their own: one task, `run_deadlines`, sleeps until the earliest and
-ends what is due.  It is woken only by a request that is due earlier still, so that in steady traffic it wakes once a
-time-out, not once a request; what was answered meanwhile it drops when it comes upon it.
+ends what is due.  A request that is due earlier still only moves the moment at which it wakes: in steady traffic it
+wakes once a time-out, not once a request; what was answered meanwhile it drops when it comes upon it.
 
 Invariant: an entry exists exactly while someone waits for it; answered, timed out, cancelled, failed or discarded, it
 is gone.  A response nobody waits for (late, a second one, or made up) is dropped with a debug line.
@@ -105,7 +105,7 @@ class Waiting:
 class RequestTable:
     """The waiting requests of one connection to `address`, at most `limit` of them."""
 
-    __slots__ = ("_due", "_earlier", "_failure", "_next_opaque", "_sleeps_until", "address", "entries", "limit")
+    __slots__ = ("_due", "_failure", "_next_opaque", "_sleep", "_sleeps_until", "address", "entries", "limit")
 
     def __init__(self, address: str, limit: int) -> None:
         self.address = address
@@ -115,7 +115,7 @@ class RequestTable:
         self._failure: RemotingError | None = None
         self._due: list[tuple[float, int]] = []
         self._sleeps_until = -math.inf
-        self._earlier = anyio.Event()
+        self._sleep: anyio.CancelScope | None = None
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -163,7 +163,9 @@ class RequestTable:
         deadline = now + timeout_seconds
         heappush(due, (deadline, opaque))
         if deadline < self._sleeps_until:
-            self._earlier.set()
+            self._sleeps_until = deadline
+            if self._sleep is not None:
+                self._sleep.deadline = deadline
         return waiting
 
     def forget(self, opaque: int) -> None:
@@ -177,9 +179,8 @@ class RequestTable:
             while due and due[0][1] not in entries:
                 heappop(due)
             self._sleeps_until = due[0][0] if due else math.inf
-            self._earlier = anyio.Event()
-            with anyio.CancelScope(deadline=self._sleeps_until):
-                await self._earlier.wait()
+            with anyio.CancelScope(deadline=self._sleeps_until) as self._sleep:
+                await anyio.sleep_forever()
             now = anyio.current_time()
             while due and due[0][0] <= now:
                 _, opaque = heappop(due)
