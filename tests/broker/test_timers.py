@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
@@ -13,7 +15,7 @@ from trio_rmq.broker.deferring import RecallHandle, decode_recall_handle
 from trio_rmq.broker.server import BrokerReady, serve_broker
 from trio_rmq.testing.faulty_disk import FaultyDisk
 from trio_rmq.testing.stores import small_config
-from trio_rmq.testing.world import open_world
+from trio_rmq.testing.world import World, open_world
 from trio_rmq.wire import headers
 from trio_rmq.wire.codes import RequestCode, ResponseCode
 from trio_rmq.wire.command import Command
@@ -197,6 +199,42 @@ async def test_a_kill_after_the_delivery_delivers_nothing_again(autojump_clock: 
         async with broker_in(world, disk=left) as running, running.client() as client:
             await trio.sleep(70)
             assert [body for body, _ in await delivered(client)] == [b"1000", b"1000", b"1500", b"60000"]
+
+
+async def test_a_restart_after_the_clock_was_set_back_delivers_nothing_again(autojump_clock: MockClock) -> None:
+    offset = 0
+    async with open_world() as world:
+        disk = FaultyDisk()
+        with world.node(BROKER, wall_offset_ms=lambda: offset):
+            async with serving(world, disk) as client:
+                for number in range(3):
+                    await timed(client, b"before %d" % number, TIMER_DELAY_MS=1000 * (number + 1))
+                await trio.sleep(5)
+                offset = -4500  # what was due in these seconds was delivered
+                await trio.sleep(0.2)
+                await timed(client, b"after", TIMER_DELAY_MS=1000)
+                await timed(client, b"late", TIMER_DELAY_MS=100_000)
+                await trio.sleep(0.2)
+            before = [b"before 0", b"before 1", b"before 2"]
+            async with serving(world, disk) as client:
+                await trio.sleep(0.1)
+                assert [body for body, _ in await delivered(client)] == before
+                await trio.sleep(100)
+                assert [body for body, _ in await delivered(client)] == [*before, b"after", b"late"]
+            async with serving(world, disk) as client:
+                await trio.sleep(1)
+                assert len(await delivered(client)) == 5
+
+
+@asynccontextmanager
+async def serving(world: World, disk: FaultyDisk) -> AsyncIterator[Client]:
+    """A broker of the node we are in."""
+    async with trio.open_nursery() as nursery:
+        serve = partial(serve_broker, broker_config(), small_config("store"), disk=disk)
+        ready: BrokerReady = await nursery.start(serve)
+        async with Running(world, ready, disk, nursery.cancel_scope).client() as client:
+            yield client
+        nursery.cancel_scope.cancel()
 
 
 async def test_the_clock_set_back_delivers_nothing_early_and_set_forward_loses_nothing(

@@ -2,7 +2,9 @@
 
 Invariant: of the timer queue's messages before `queue_offset`, those due up to `delivered_ms` have a delivered copy
 that is synced and stands before `log_offset` in the log; none before `first_offset` waits.  What a crash leaves
-delivered beyond that is found in the log from `log_offset` on.
+delivered beyond that is found in the log from `log_offset` on.  After the clock was set back a message may wait that
+is due before others that were delivered: then a fence - a queue offset and a time - says that what stands before that
+offset and was due by that time was delivered too.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ class Progress(msgspec.Struct, frozen=True, rename="camel"):
     queue_offset: int = 0
     delivered_ms: int = 0
     log_offset: int = 0
+    fences: tuple[tuple[int, int], ...] = ()
 
 
 class TimerProgress:

@@ -54,6 +54,9 @@ _SETTLE_SECONDS = 1.0
 _HORIZON_MS = 60_000
 """So long before their time messages that were not kept in memory are looked up again."""
 
+_FENCES_MAX = 16
+"""Most that are kept, for a clock set back again and again; without the oldest a restart may repeat messages."""
+
 _RECALL_KEPT_MS = 2000
 """A recall is remembered so much longer than its message's time, which Apache's handles give to the second only."""
 
@@ -105,6 +108,8 @@ class Timers:
         """How many messages wait, by queue offset >> 16, in memory or not."""
         self._queue_offset = 0
         self._delivered_ms = 0
+        self._fences: list[tuple[int, int]] = []
+        """See `timer_progress`; in falling order of times, all of them later than `_delivered_ms`."""
         self._delivered_before: frozenset[int] = frozenset()
         """Physical offsets of what was delivered before a crash that the progress does not know of."""
         self._recalled: dict[str, int] = {}
@@ -149,6 +154,7 @@ class Timers:
         first = min(max(saved.first_offset, store.min_offset(names.TIMER_TOPIC, TIMER_QUEUE_ID)), end)
         self._queue_offset = min(max(saved.queue_offset, first), end)
         self._delivered_ms = saved.delivered_ms
+        self._fences = list(saved.fences)
         if first == end:
             return
         if store.max_physical_offset > saved.log_offset:
@@ -192,8 +198,13 @@ class Timers:
             if code >= TIMER_RECALL:
                 if code - TIMER_RECALL + _RECALL_KEPT_MS >= from_ms and not again:
                     recalls.append((physical, size))
-            elif code >= max(from_ms, 1) and physical not in self._delivered_before:
+            elif (
+                code >= max(from_ms, 1)
+                and physical not in self._delivered_before
+                and not any(offset < before and code <= by_ms for before, by_ms in self._fences)
+            ):
                 if not again:
+                    self._fence(offset, code)
                     self._blocks[offset >> _BLOCK_BITS] += 1
                 if code < self._horizon_ms:
                     self._pending.add(code, offset)
@@ -206,6 +217,14 @@ class Timers:
             horizon_ms = self._pending.drop_far(self._in_memory_max // 2)
             if horizon_ms is not None:
                 self._horizon_ms = min(self._horizon_ms, horizon_ms)
+
+    def _fence(self, offset: int, due_ms: int) -> None:
+        """Keep what was delivered before this message came, when it is due before some of that."""
+        if due_ms > self._delivered_ms or (self._fences and self._fences[-1][1] == self._delivered_ms):
+            return
+        self._fences.append((offset, self._delivered_ms))
+        if len(self._fences) > _FENCES_MAX:
+            del self._fences[0]
 
     async def _take_in(self) -> None:
         while entries := self._entries(self._queue_offset, _ENTRIES_A_READ):
@@ -304,14 +323,15 @@ class Timers:
         if self._horizon_ms < math.inf:
             delivered_ms = min(delivered_ms, int(self._horizon_ms) - 1)
         first = min(self._first(), self._queue_offset)
-        progress = Progress(first, self._queue_offset, delivered_ms, self._position())
+        fences = [fence for fence in self._fences if fence[1] > delivered_ms]
+        progress = Progress(first, self._queue_offset, delivered_ms, self._position(), tuple(fences))
         if not self._queue_offset or progress == self.progress.now:
             return
         try:
             await self._store.sync()
         except StoreFailedError:
             return
-        self._delivered_ms = delivered_ms
+        self._delivered_ms, self._fences = delivered_ms, fences
         self.progress.set(progress)
 
     async def _log_not_far_behind(self) -> None:
