@@ -13,8 +13,12 @@ import trio.lowlevel
 from tests.client.scripted_broker import ScriptedBroker, scripted_queue
 from tests.client.test_lite_pull_cancel import BROKER, CLIENT, COUNT, NAMES, QUEUE, in_world
 from trio_rmq.client import FlowControl, Message, MessageQueue, Producer, PullConsumer, PushConsumer, ReceivedMessage
+from trio_rmq.remoting.client import RemotingClient
 from trio_rmq.testing.virtual_network import Link
 from trio_rmq.testing.world import World, simulate
+from trio_rmq.wire.codes import RequestCode
+from trio_rmq.wire.command import Command
+from trio_rmq.wire.headers import CreateTopicRequestHeader
 
 SCRIPTED = "10.0.0.9"
 
@@ -198,6 +202,61 @@ def test_twenty_members_of_two_hundred_queues_settle_within_two_seconds() -> Non
             members.cancel_scope.cancel()
 
     in_scripted_world(client)
+
+
+def test_after_leaves_and_kills_two_hundred_queues_settle_within_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a real broker; who is killed only has his connections closed: no commit, no goodbye."""
+    topic = "Wide"
+    alive: list[tuple[PushConsumer, trio.CancelScope]] = []
+
+    async def listen(messages: Sequence[ReceivedMessage]) -> None:
+        pass
+
+    async def member(task_status: trio.TaskStatus[None]) -> None:
+        with trio.CancelScope() as scope:
+            async with PushConsumer("wide", name_servers=NAMES) as consumer:
+                await consumer.subscribe(topic, listen)
+                alive.append((consumer, scope))
+                task_status.started()
+                await trio.sleep_forever()
+
+    def owned() -> list[int]:
+        """How many queues each member has; no queue has two owners, and none has no owner."""
+        queues = [[queue for queue in one.queues() if queue.topic == topic] for one, _ in alive]
+        every = [queue for of_one in queues for queue in of_one]
+        assert len(every) == len(set(every)) == 200
+        return [len(of_one) for of_one in queues]
+
+    async def client(world: World) -> None:
+        async with RemotingClient() as remoting:
+            header = CreateTopicRequestHeader(
+                topic=topic, default_topic="TBW102", read_queue_nums=200, write_queue_nums=200, perm=6,
+                topic_filter_type="SINGLE_TAG", order=False,
+            )  # fmt: skip
+            create = Command(RequestCode.UPDATE_AND_CREATE_TOPIC, header)
+            assert (await remoting.request(f"{BROKER}:10911", create)).code == 0
+        async with trio.open_nursery() as members:
+            for _ in range(20):
+                await members.start(member)
+            await trio.sleep(2)
+            assert owned() == [10] * 20
+            for goodbye_seconds in (5.0, 0.0):
+                monkeypatch.setattr("trio_rmq.client.push_consumer.GOODBYE_SECONDS", goodbye_seconds)
+                for _ in range(5):
+                    _, scope = alive.pop(len(alive) // 2)
+                    scope.cancel()
+                await trio.sleep(2)
+                assert sum(owned()) == 200
+                assert set(owned()) <= {200 // len(alive), 200 // len(alive) + 1}
+            for _ in range(6):
+                await members.start(member)
+            await trio.sleep(2)
+            assert set(owned()) == {12, 13}
+            await trio.sleep(30)
+            assert set(owned()) == {12, 13}
+            members.cancel_scope.cancel()
+
+    in_world(client)
 
 
 def test_locks_are_renewed_run_out_and_are_got_again() -> None:

@@ -18,10 +18,13 @@ COUNT = 100
 LIMIT_SECONDS = 60
 
 
-@pytest.fixture(scope="module")
-def apache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    scratch = tmp_path_factory.mktemp("apache")
-    with apache_name_server(scratch) as namesrv, apache_broker(scratch, namesrv.address):
+@pytest.fixture(scope="module", params=["4.9.7", "5.3.3"])
+def apache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    scratch, version = tmp_path_factory.mktemp("apache"), str(request.param)
+    with (
+        apache_name_server(scratch, version=version) as namesrv,
+        apache_broker(scratch, namesrv.address, version=version),
+    ):
         yield namesrv.address
 
 
