@@ -229,8 +229,14 @@ def test_a_wiped_broker_owes_nothing_from_before() -> None:
     run.stored.clear()
     run.progress[:] = [Progress("group", QUEUE, 1, 1)]
     run.send("new")
-    run.consume("new", 0)
     assert not [verdict for verdict in run.judged().values() if verdict.state == "broken"]
+
+
+def test_a_wiped_broker_s_neighbour_owes_all() -> None:
+    run = healthy()
+    lose(run)
+    run.note("broker-b", "wiped")
+    assert run.judged()["lost"].state == "broken"
 
 
 def test_recovery_counts_from_the_start_of_the_process_and_has_a_bound() -> None:

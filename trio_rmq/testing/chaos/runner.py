@@ -237,6 +237,9 @@ class _Run:
             await FAULTS[strike.do].strike(cluster, strike)
 
         await self._guarded(strike.target, carry_out)
+        if strike.do == "wipe":
+            for clients in self.everybody:
+                await self._guarded(strike.target, clients.make_topic)
         self.history.add("world", "fault over", **what)
 
     async def _guarded(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
