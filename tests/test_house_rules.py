@@ -292,6 +292,7 @@ RULES = [
         {
             "trio_rmq/cli/host.py": "ctypes: one call of the C library, which sets how much freed memory it keeps",
             "trio_rmq/testing/chaos/cluster.py": "starts the servers under test, by command lines made here",
+            "trio_rmq/store/disk.py": "ctypes: sync_file_range of the C library, which Python does not offer",
             "trio_rmq/testing/chaos/small_disk.py": "ctypes: mount and umount, which Python does not offer",
             "trio_rmq/cli/supervisor.py": "runs this same command once a broker, with words it made itself",
         },

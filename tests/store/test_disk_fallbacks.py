@@ -15,6 +15,7 @@ import pytest
 
 from trio_rmq.errors import StoreLockedError
 from trio_rmq.store import disk as disk_module
+from trio_rmq.store import flush
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.messages import GetStatus
 from trio_rmq.testing.stores import Place, new_message, stored
@@ -213,12 +214,36 @@ def test_where_fsync_leaves_bytes_in_the_drives_cache_the_full_sync_is_called(
 
 
 @pytest.mark.trio
+async def test_sync_file_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing begins piece by piece, and never waits: to wait would take an error away from the sync."""
+    calls: list[tuple[int, ...]] = []
+
+    def note(*call: int) -> int:
+        calls.append(call)
+        return -1  # whatever it says, the sync will say it
+
+    disk, mebi = Disk(), 1 << 20
+    handle = disk.open(str(tmp_path / "file"), create=True)
+    disk.pwrite(handle, b"x" * 3 * mebi, 0)
+    await disk.start_writing(handle, 100, 2 * mebi)
+    monkeypatch.setattr(disk_module, "_sync_file_range", note)
+    await disk.start_writing(handle, 100, 2 * mebi + 5)
+    assert calls == [(handle, 100, mebi, 2), (handle, 100 + mebi, mebi, 2), (handle, 100 + 2 * mebi, 5, 2)]
+    monkeypatch.setattr(disk_module, "_sync_file_range", None)
+    await disk.start_writing(handle, 0, mebi)
+    assert len(calls) == 3
+    assert disk.pread(handle, 4 * mebi, 0) == b"x" * 3 * mebi
+    disk.close(handle)
+
+
+@pytest.mark.trio
 async def test_a_store_without_any_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes messages, survives a kill, serves them again, and keeps another process out."""
     for name in ("fdatasync", "preadv", "pwritev", "RWF_NOWAIT", "SEEK_DATA", "SEEK_HOLE", "O_DIRECTORY", "O_CLOEXEC"):
         monkeypatch.delattr(os, name, raising=False)
-    monkeypatch.setattr(disk_module, "_OFD_SETLK", None)
-    monkeypatch.setattr(disk_module, "_OFD_GETLK", None)
+    for name in ("_OFD_SETLK", "_OFD_GETLK", "_sync_file_range"):
+        monkeypatch.setattr(disk_module, name, None)
+    monkeypatch.setattr(flush, "_MUCH_BYTES", 1000)
     place = Place(Disk(), str(tmp_path / "store"))
     async with place.open(flush_disk_type="SYNC_FLUSH") as store:
         results = stored(store.append([new_message(b"%d" % number * 300) for number in range(200)]))

@@ -11,6 +11,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_rmq.errors import StoreFailedError
+from trio_rmq.store import flush
 from trio_rmq.store.message_store import MessageStore
 from trio_rmq.store.messages import AppendStatus, GetStatus
 from trio_rmq.testing.faulty_disk import FaultyDisk
@@ -377,3 +378,69 @@ async def test_closing_under_cancellation_still_syncs(autojump_clock: trio.testi
     assert not later.exists("abort")
     async with later.open(**SYNC) as store:
         assert store.max_offset("T", 0) == 1
+
+
+class _WatchedDisk(FaultyDisk):
+    """Says in its trace what the kernel was asked to begin to write."""
+
+    async def start_writing(self, handle: int, offset: int, size: int) -> None:
+        self.trace.append(f"start_writing {self._path_of(self._handles[handle])} {offset} {size}")
+        await super().start_writing(handle, offset, size)
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("settings", [SYNC, {}], ids=["sync", "async"])
+async def test_writing_of_much_begins_before_it_is_synced(
+    settings: dict[str, object], autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a sync has to give a place on the disk keeps appends out of the file; a little of it does not for long."""
+    monkeypatch.setattr(flush, "_MUCH_BYTES", 20_000)
+    disk = _WatchedDisk()
+    async with Place(disk, "store").open(message_index_enable=False, **settings) as store:
+
+        async def calls(size: int) -> tuple[list[str], int, int]:
+            disk.trace.clear()
+            begin = store.statistics().synced_offset
+            stored(store.append([new_message(b"x" * 1000) for _ in range(size)]))
+            await trio.sleep(11)
+            end = store.statistics().synced_offset
+            return (
+                [line for line in disk.trace if line.startswith(("start_writing", "fdatasync store/commit"))],
+                begin,
+                end,
+            )
+
+        first, second = (f"store/commitlog/{start:020d}" for start in (0, FILE_SIZE))
+        little, _, _ = await calls(5)
+        assert little == [f"fdatasync {first}"]
+        much, begin, end = await calls(20)
+        assert much == [f"start_writing {first} {begin} {end - begin}", f"fdatasync {first}"]
+        over, begin, end = await calls(20)  # goes on in the next file
+        assert over == [
+            f"start_writing {first} {begin} {FILE_SIZE - begin}",
+            f"start_writing {second} 0 {end - FILE_SIZE}",
+            f"fdatasync {first}",
+            f"fdatasync {second}",
+        ]
+
+
+@pytest.mark.trio
+async def test_what_is_appended_while_writing_begins_is_synced_later(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(FaultyDisk):
+        async def start_writing(self, handle: int, offset: int, size: int) -> None:
+            await trio.sleep(1)
+
+    monkeypatch.setattr(flush, "_MUCH_BYTES", 5000)
+    disk = Slow()
+    async with Place(disk, "store").open(**SYNC) as store:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send, store, b"x" * 6000)
+            await trio.sleep(0.5)
+            assert store.max_offset("T", 0) == 0
+            await send(store)
+        assert store.statistics().syncs >= 2
+        left = disk.survivor_of_power_loss(Random(2))
+    async with Place(left, "store").open(**SYNC) as store:
+        assert store.max_offset("T", 0) == 2

@@ -10,12 +10,14 @@ Fallbacks where a system, or its file system, lacks a call (tests/store/test_dis
 - SEEK_DATA: a file counts as one extent, so that more of it is read.
 - open-file-description locks: the process-wide kind.  Two stores of one process then do not keep each other out, and
   one that asks about a store of its own process ends that store's lock.
+- `sync_file_range`: `start_writing` does nothing, and a sync of much takes its files' locks for longer at a time.
 - `preadv` and RWF_NOWAIT: all counts as cached, and a read of what is not stalls everybody.
 Nothing here needs `pwritev`: what is written at once was joined before.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -29,6 +31,13 @@ Data = bytes | bytearray | memoryview
 
 DELETED = "the file was deleted while in use"
 """What a sync says of a file that has lost its name: nothing that was written to it will be found again."""
+
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
+if _sync_file_range is not None:
+    _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+_SYNC_FILE_RANGE_WRITE = 2
+"""Begin to write.  The flags that wait would take a failed write's error away from the sync that must hear of it."""
+_PIECE_BYTES = 1024 * 1024
 
 _FULLFSYNC = getattr(fcntl, "F_FULLFSYNC", None)
 _OFD_SETLK = getattr(fcntl, "F_OFD_SETLK", None)
@@ -319,6 +328,19 @@ class Disk:
                 self.sync_directory(directory)
             except FileNotFoundError:
                 continue
+
+    async def start_writing(self, handle: int, offset: int, size: int) -> None:
+        """Have the kernel begin to write `size` bytes from `offset` to the disk, in a thread.  Promises nothing.
+
+        A sync afterwards finds little left to give a place on the disk, for which it keeps others from writing to the
+        file.  Failures are the sync's to tell.  Not cut short by cancellation.
+        """
+        await trio.to_thread.run_sync(self._start_writing, handle, offset, size)
+
+    def _start_writing(self, handle: int, offset: int, size: int) -> None:
+        if _sync_file_range is not None:
+            for at in range(offset, offset + size, _PIECE_BYTES):
+                _sync_file_range(handle, at, min(_PIECE_BYTES, offset + size - at), _SYNC_FILE_RANGE_WRITE)
 
     async def write(self, handle: int, data: Data, offset: int) -> None:
         """Write all of `data` at `offset` in a thread.  Written on return, not synced; not cut short by cancellation.

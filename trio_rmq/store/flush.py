@@ -35,6 +35,11 @@ _UNMARKED_ENTRIES_MAX = 1_000_000
 _REWRITE_BLOCK_BYTES = 1024 * 1024
 """Written at once when a start after a crash writes the log's end again."""
 
+_MUCH_BYTES = 4 * 1024 * 1024
+"""So much unsynced has the kernel begin to write it before it is synced.  Measured on ext4, appends at 120 MB/s beside
+a sync every half second, without what they waited for a processor: the slowest took 13 ms before, 0.5 to 16 ms since.
+"""
+
 _QUEUES_A_SLICE = 64
 """Queues written out before other tasks get their turn: about 3 ms of system calls."""
 
@@ -160,6 +165,8 @@ class LogFlusher:
         directories = sorted(self._changed_directories)
         self._changed_directories.clear()
         try:
+            if running.end - self.synced_offset >= _MUCH_BYTES:
+                await self._start_writing(starts, running.end)
             if starts or directories:
                 await self._disk.sync([log.files.handle(start) for start in starts], directories=directories)
                 self.syncs += 1
@@ -186,6 +193,15 @@ class LogFlusher:
         self._checkpoint.log_time_ms = max(self._checkpoint.log_time_ms, time_ms)
         self._synced(self.synced_offset)
         running.done.set()
+
+    async def _start_writing(self, starts: list[int], end: int) -> None:
+        """Have the kernel begin to write what the files at `starts` hold of the log before `end` and is not synced."""
+        files = self._log.files
+        for start in starts:
+            begin = max(start, self.synced_offset)
+            size = min(start + files.file_size, end) - begin
+            if size > 0:
+                await self._disk.start_writing(files.handle(start), begin - start, size)
 
     async def sync_up_to(self, end: int) -> None:
         """Sync at once what stands before physical offset `end`; StoreFailedError when that fails."""
