@@ -12,7 +12,8 @@ import pytest
 from tests.interop.peers import go_peer, run_java_peer
 from tests.interop.test_our_producer import Place, known_queues
 from tests.interop.test_our_producer import place as place
-from trio_rmq.client import Message, Producer, PushConsumer, ReceivedMessage, reply_to
+from trio_rmq.client import Message, Producer, PushConsumer, ReceivedMessage, ReplyMessage, reply_to
+from trio_rmq.errors import SendError
 
 pytestmark = [pytest.mark.interop, pytest.mark.anyio]
 COUNT = 5
@@ -114,3 +115,15 @@ async def test_we_ask_and_they_answer(client: str, place: Place, topic: str) -> 
     assert got == {f"q{number}": f"{name}: q{number}" for number in range(COUNT)}
     ok = "REPLIED 0" if client == "go" else "REPLIED SEND_OK"
     assert lines == [ok] * COUNT
+
+
+async def test_a_reply_for_nobody_gets_the_same_answer(place: Place) -> None:
+    own = {"MSG_TYPE": "reply", "CORRELATION_ID": "c-1", "REPLY_TO_CLIENT": "gone"}
+    reply = ReplyMessage("DefaultCluster_REPLY_TOPIC", b"late", own_properties=own)
+    async with Producer(name_servers=place.name_server, group="our_answers", timeout_seconds=20) as producer:
+        with pytest.raises(SendError, match=r"push reply message fail, channel of <gone> not found\.") as caught:
+            await producer.send(reply)
+        assert caught.value.response_code == 1
+        del own["REPLY_TO_CLIENT"]
+        with pytest.raises(SendError, match=r"reply message properties\[REPLY_TO_CLIENT\] is null"):
+            await producer.send(reply)
