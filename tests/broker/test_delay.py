@@ -206,6 +206,22 @@ async def test_a_kill_repeats_none_whose_copy_survived_it(flush: str, autojump_c
             assert waited.store_timestamp_ms - stored_at >= 5000
 
 
+async def test_what_was_made_of_a_copy_does_not_count_as_one(autojump_clock: MockClock) -> None:
+    """A dead letter has the properties of the copy that failed, and no prepared offset; here a record stands at 0."""
+    async with open_world() as world:
+        async with served(world, disk := FaultyDisk()) as client:
+            await client.create_topic()
+            await send_delayed(client, b"waits", 2)
+            await send_delayed(client, b"early", 1)
+            await trio.sleep(3)
+            answer = await client.send(b"dead", properties="UNIQ_KEY\x01d\x02DELAY\x010\x02REAL_TOPIC\x01%RETRY%g")
+            assert answer.code == ResponseCode.SUCCESS
+            left = disk.survivor_of_kill()
+        async with served(world, left) as client:
+            await trio.sleep(6)
+            assert await bodies(client) == [b"early", b"dead", b"waits"]
+
+
 async def test_after_a_file_of_apaches_a_kill_repeats_what_came_after_its_offsets(autojump_clock: MockClock) -> None:
     async with open_world() as world:
         async with served(world, disk := FaultyDisk()) as client:

@@ -32,7 +32,7 @@ from trio_rmq.wire import properties as prop
 from trio_rmq.wire.groups import DelayOffsets, decode_delay_offsets, encode_delay_offsets
 from trio_rmq.wire.hashing import tags_code
 from trio_rmq.wire.properties import property_of_bytes
-from trio_rmq.wire.record import CheckedRecord, StoredMessage
+from trio_rmq.wire.record import StoredMessage
 
 _log = getLogger(__name__)
 
@@ -52,7 +52,6 @@ _PAUSE_MIN_SECONDS, _PAUSE_MAX_SECONDS = 0.1, 10.0
 _REAL_TOPIC = prop.REAL_TOPIC.encode()
 _REAL_QUEUE_ID = prop.REAL_QUEUE_ID.encode()
 _TAGS = prop.TAGS.encode()
-_DELAY = prop.DELAY.encode()
 _LASTING = frozenset({AppendStatus.MESSAGE_ILLEGAL, AppendStatus.PROPERTIES_SIZE_EXCEEDED})
 """Refusals that no waiting mends."""
 
@@ -157,7 +156,7 @@ class DelayService:
         self._levels = self._find_levels()
         log_offset = self.table.log_offset
         if log_offset is not None and self._store.max_physical_offset > log_offset:
-            self._copied_before = await copies_since(self._store, log_offset, _is_copy)
+            self._copied_before = await copies_since(self._store, log_offset, prop.DELAY)
         try:
             async with trio.open_nursery() as nursery:
                 for level in self._levels:
@@ -362,7 +361,3 @@ class DelayService:
 
 def _never(properties: str | bytes) -> bool:
     return False
-
-
-def _is_copy(record: CheckedRecord) -> bool:
-    return record.topic != names.SCHEDULE_TOPIC and property_of_bytes(record.properties, _DELAY) is not None

@@ -36,7 +36,7 @@ from trio_rmq.store.message_store import MessageStore
 from trio_rmq.store.messages import AppendStatus, NewMessage
 from trio_rmq.wire import properties as prop
 from trio_rmq.wire.properties import property_of_bytes
-from trio_rmq.wire.record import CheckedRecord, StoredMessage
+from trio_rmq.wire.record import StoredMessage
 
 logger = getLogger(__name__)
 
@@ -71,7 +71,6 @@ _BLOCK_BITS = 16
 _KEY = prop.UNIQUE_KEY.encode()
 _REAL_TOPIC, _REAL_QUEUE_ID = prop.REAL_TOPIC.encode(), prop.REAL_QUEUE_ID.encode()
 _DELETE_KEY, _ROLL_TIMES = prop.TIMER_DEL_UNIQUE_KEY.encode(), prop.TIMER_ROLL_TIMES.encode()
-_DEQUEUE = prop.TIMER_DEQUEUE_MS.encode()
 _LASTING = frozenset({AppendStatus.MESSAGE_ILLEGAL, AppendStatus.PROPERTIES_SIZE_EXCEEDED})
 
 Due = tuple[int, int]
@@ -158,7 +157,7 @@ class Timers:
         if first == end:
             return
         if store.max_physical_offset > saved.log_offset:
-            self._delivered_before = await copies_since(store, saved.log_offset, _is_copy)
+            self._delivered_before = await copies_since(store, saved.log_offset, prop.TIMER_DEQUEUE_MS)
         begin, self._queue_offset = self._queue_offset, end
         await self._read_entries(first, begin, saved.delivered_ms + 1)
         await self._read_entries(begin, end, 0)
@@ -489,7 +488,3 @@ class Timers:
             return True
         seen.add((topic, key))
         return False
-
-
-def _is_copy(record: CheckedRecord) -> bool:
-    return record.topic != names.TIMER_TOPIC and _DEQUEUE in record.properties
