@@ -115,6 +115,27 @@ def test_a_killed_broker_is_started_again_and_keeps_its_messages(tmp_path: Path)
         assert status == 0, log
 
 
+def test_a_broker_whose_store_failed_ends_all_with_status_4(tmp_path: Path) -> None:
+    with two_brokers(tmp_path, "flushDiskType=SYNC_FLUSH") as (server, name_server, _):
+        trio.run(make_topic, "Lost", name_server)
+        texts = [f"message {number}" for number in range(16)]
+        assert trio_rmq("send", "-n", name_server, "Lost", *texts).returncode == 0
+        for file in (tmp_path / "s" / "broker-b" / "commitlog").iterdir():
+            file.unlink()
+        # The next sync finds that the file has no name; the sender itself tries for ever.
+        sender = [sys.executable, "-m", "trio_rmq.cli.main", "send", "-n", name_server, "Lost", *texts]
+        with subprocess.Popen(sender, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as sending:
+            try:
+                status = server.process.wait(WAIT_SECONDS)
+            finally:
+                sending.kill()
+        assert server.process.stderr is not None
+        log = server.process.stderr.read()
+    assert status == 4, log
+    assert log.splitlines()[-1] == "trio-rmq standalone: the store of broker-b failed"
+    assert not (tmp_path / "s" / "broker-a" / "abort").exists(), "the other one ended in order"
+
+
 def test_brokers_end_in_order_when_their_supervisor_is_killed(tmp_path: Path) -> None:
     with two_brokers(tmp_path) as (server, _, processes):
         ends = [os.pidfd_open(process) for process in processes.values()]
