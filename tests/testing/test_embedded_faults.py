@@ -125,6 +125,14 @@ async def test_half_messages(broker: EmbeddedBroker) -> None:
         assert broker.half_messages() == []
 
 
+async def test_what_nobody_asked_for_ends_a_wait_too(broker: EmbeddedBroker) -> None:
+    async with producing(broker) as producer:
+        await producer.send(Message("Orders", b"in a second", delay_level=1))
+        started = trio.current_time()
+        await broker.wait_until(lambda: len(broker.messages("Orders")) == 2)
+        assert trio.current_time() - started < 1.1  # no request came meanwhile
+
+
 async def test_waiting_has_an_end(broker: EmbeddedBroker) -> None:
     with pytest.raises(TimeoutError, match="within 5 s"):
         await broker.wait_until(lambda: False, timeout_seconds=5)
