@@ -60,6 +60,14 @@ def test_it_ends_on_a_signal(number: signal.Signals) -> None:
     ended(process)
 
 
+def test_a_closed_input_says_nothing() -> None:
+    closing = ["sh", "-c", 'exec "$@" <&-', "sh", *SERVE]
+    process = subprocess.Popen(closing, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    anyio.run(send, where(process)["nameServer"])
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[:2] == (0, "")
+
+
 PARENT = """
 import subprocess, sys, time
 child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)

@@ -94,10 +94,9 @@ def _say_where(running: EmbeddedBroker) -> None:
 
 async def _wait_input_ended() -> None:
     """Return at the end of standard input; never where it is a terminal or a file, which say nothing of the parent."""
-    try:
-        mode = os.fstat(STDIN).st_mode
-    except OSError:  # it is closed already, as nohup-like starters do
+    if sys.stdin is None:  # it was closed from the start, and its number may be another file's by now
         await trio.sleep_forever()
+    mode = os.fstat(STDIN).st_mode
     if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
         await trio.sleep_forever()
     while True:
