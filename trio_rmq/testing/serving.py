@@ -14,13 +14,15 @@ import signal
 import stat
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
 from trio_rmq.cli.logs import LEVELS, set_up_logging
 from trio_rmq.errors import ConfigError, ListenError, RocketMQError, StoreError
-from trio_rmq.testing.embedded import EmbeddedBroker, broker
+
+if TYPE_CHECKING:
+    from trio_rmq.testing.embedded import EmbeddedBroker
 
 STDIN = 0
 READ_BYTES = 4096
@@ -66,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _serve(folder: str | None, settings: Sequence[str]) -> None:
+    from trio_rmq.testing.embedded import broker  # the whole broker: not for --help, or a word that is none
+
     parent = os.getppid()
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with broker(*settings, folder=folder) as running, trio.open_nursery() as nursery:
