@@ -2,8 +2,9 @@
 
 The lattice of durability.  A process that was killed, or that ended by itself, loses nothing that was acknowledged or
 consumed.  A power loss loses nothing of that under SYNC_FLUSH; under ASYNC_FLUSH it may lose what was stored shortly
-before - no longer than the flush service lets pass - and then its queue offsets are given again.  A send without an
-answer is indeterminate: stored once or not at all.  A refused send may be stored as well (its sync failed), once.
+before - no longer than the flush service lets pass, nothing being synced while no broker runs - and then its queue
+offsets are given again.  A send without an answer is indeterminate: stored once or not at all.  A refused send may be
+stored as well (its sync failed), once.
 """
 
 from __future__ import annotations
@@ -53,17 +54,35 @@ def check(evidence: Evidence) -> list[Problem]:
     return _Check(evidence).run()
 
 
-def power_losses(events: list[Event]) -> list[int]:
+class PowerLoss(NamedTuple):
+    """A machine of a broker lost its power."""
+
+    since_us: int
+    """Since when nothing was synced: before the loss where the broker had died already."""
+    time_us: int
+
+
+def power_losses(events: list[Event]) -> list[PowerLoss]:
     """When brokers lost power."""
-    return [event.time_us for event in events if event.what == "power" and event.value["crashed"]]
+    losses: list[PowerLoss] = []
+    down_since: dict[str, int] = {}
+    for event in events:
+        machine = "broker" if event.process == "world" else event.process  # a fault's victim, or who tells of itself
+        if event.what == "up":
+            down_since.pop(machine, None)
+        elif event.what in ("down", "power") or (event.what == "kill" and event.value.get("crashed")):
+            since = down_since.setdefault(machine, event.time_us)
+            if event.what == "power":
+                losses.append(PowerLoss(since, event.time_us))
+    return losses
 
 
-def may_be_lost(evidence: Evidence, losses: list[int], begin_us: int, end_us: int) -> bool:
+def may_be_lost(evidence: Evidence, losses: list[PowerLoss], begin_us: int, end_us: int) -> bool:
     """Whether one of the power losses may have taken what was written between the two times."""
     if evidence.sync_flush:
         return False
     window = round((FLUSH_SECONDS + 3 * evidence.worst_sync_seconds) * 1e6)
-    return any(begin_us <= loss <= end_us + window for loss in losses)
+    return any(begin_us <= loss.time_us and loss.since_us <= end_us + window for loss in losses)
 
 
 class _Check:
@@ -98,6 +117,8 @@ class _Check:
         for event in self.evidence.events:
             if event.what == "refuses to start":
                 self.tell("corrupt", f"{event.process}: {event.value['reason']}")
+            elif event.what == "raises":
+                self.tell("raised", f"{event.process}: {event.value['reason']}")
         self._lost()
         self._unexpected()
         self._duplicates()

@@ -7,7 +7,9 @@ cancelled, so that no clean-up code of the program reaches anything.  A stop, in
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from random import Random
 
 import trio
@@ -101,7 +103,7 @@ class Machine:
             return
         expected, defects = (rest or group).split((RocketMQError, OSError))
         if defects is not None:
-            raise defects
+            self._history.add(self.name, "raises", reason=_sentence(defects))
         corrupt = group.subgroup(StoreCorruptError)
         if corrupt is not None:
             self._history.add(self.name, "refuses to start", reason=_sentence(corrupt))
@@ -115,8 +117,12 @@ class Machine:
         return self._crash(lambda: self.disk.survivor_of_kill(), down_seconds)
 
     def lose_power(self, down_seconds: float, rng: Random) -> bool:
-        """Cut the power: of what was not synced `rng` chooses what stays.  False when the program is not running."""
+        """Cut the power: of what was not synced `rng` chooses what stays.
+
+        False when the program is not running; the machine loses what it had not synced all the same.
+        """
         if not self._crash(lambda: self.disk.survivor_of_power_loss(rng), down_seconds, silent=True):
+            self.disk = self.disk.survivor_of_power_loss(rng)
             return False
         self._silent = True
         return True
@@ -148,4 +154,6 @@ def _sentence(group: BaseExceptionGroup) -> str:
     leaf: BaseException = group
     while isinstance(leaf, BaseExceptionGroup):
         leaf = leaf.exceptions[0]
-    return f"{type(leaf).__name__}: {leaf}"
+    where = traceback.extract_tb(leaf.__traceback__)
+    place = f" ({Path(where[-1].filename).name}:{where[-1].lineno})" if where else ""
+    return f"{type(leaf).__name__}: {leaf}{place}"

@@ -1,7 +1,8 @@
 """What a run will do, before it runs: printed options, an explicit list of faults and one of operations.
 
 Each part is drawn from a random stream of its own, so that taking one fault or operation away leaves the others as
-they are.  A plan is plain data: it goes to JSON and back, and a failing one can be made smaller by hand.
+they are.  A plan is plain data: it goes to JSON and back, a fault and a send a line, and a failing one can be made
+smaller by hand or by `shrinking`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ QUIET_SECONDS = 2.0
 """At the beginning, without faults: the topic is made."""
 
 
-class Options(msgspec.Struct, frozen=True):
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What stays the same for a whole run."""
 
     seconds: float
@@ -32,13 +33,15 @@ class Options(msgspec.Struct, frozen=True):
     sync_seconds: float
     """Mean time of a sync while the disk is well."""
     log_file_bytes: int
+    consume_seconds: float
+    """How long a consumer works on one message."""
     last: str
     """What ends the broker's last life: stop, kill or power."""
     kinds: list[str]
     """The faults that are on; the others are off for the whole run (swarm testing)."""
 
 
-class Fault(msgspec.Struct, frozen=True):
+class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One fault at a time of the safety phase."""
 
     at: float
@@ -52,7 +55,7 @@ class Fault(msgspec.Struct, frozen=True):
     """What a power loss leaves is chosen by it."""
 
 
-class Send(msgspec.Struct, frozen=True):
+class Send(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One message to send, not before `at`."""
 
     at: float
@@ -67,7 +70,7 @@ class Send(msgspec.Struct, frozen=True):
         return f"p{self.producer}-{self.number}".encode().ljust(self.size_bytes, b".")
 
 
-class Plan(msgspec.Struct, frozen=True):
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All that one run is told."""
 
     seed: int
@@ -95,6 +98,39 @@ WEIGHTS: dict[str, float] = {
 """Fault -> how often, beside the others."""
 
 
+LINK_FAULTS = ("cut", "one-way cut", "reset")
+"""Faults of the connection between the broker and the target."""
+
+TARGETS = ("producer 0", "producer 1", "consumer 0", "consumer 1", "name server")
+"""Machines that a fault of a link may cut off from the broker."""
+
+
+def encode_plan(plan: Plan) -> bytes:
+    """The plan as JSON, a fault and a send a line; `decode_plan` reads it."""
+    encode = msgspec.json.encode
+    faults, sends = (b",".join(b"\n  " + encode(item) for item in items) for items in (plan.faults, plan.sends))
+    return b'{\n "seed": %d,\n "options": %s,\n "faults": [%s],\n "sends": [%s]\n}\n' % (
+        plan.seed,
+        encode(plan.options),
+        faults,
+        sends,
+    )
+
+
+def decode_plan(content: bytes) -> Plan:
+    """What `encode_plan` wrote, or a person; ValueError names what is wrong with it."""
+    plan = msgspec.json.decode(content, type=Plan)
+    for fault in plan.faults:
+        if fault.kind not in WEIGHTS:
+            raise ValueError(f"no fault is called {fault.kind!r}: choose one of {', '.join(WEIGHTS)}")
+        if fault.target not in TARGETS and (fault.target or fault.kind in LINK_FAULTS):
+            raise ValueError(f"no machine is called {fault.target!r}: choose one of {', '.join(TARGETS)}")
+    for send in plan.sends:
+        if not (0 <= send.producer < PRODUCERS and 0 <= send.queue_id < QUEUES):
+            raise ValueError(f"{send} is for no producer below {PRODUCERS} or no queue below {QUEUES}")
+    return plan
+
+
 def make_plan(seed: int, seconds: float = 120.0) -> Plan:
     """The plan of this seed."""
     options = _options(named_rng(seed, "options"), seconds)
@@ -115,6 +151,7 @@ def _options(rng: Random, seconds: float) -> Options:
         split_chance=rng.choice([0.0, 0.0, 0.1, 0.5]),
         sync_seconds=rng.choice([0.001, 0.005, 0.02]),
         log_file_bytes=rng.choice([16_384, 65_536]),
+        consume_seconds=rng.choice([0.0, 0.0, 0.05]),
         last=rng.choice(["stop", "kill", "power"]),
         kinds=kinds,
     )
@@ -134,7 +171,7 @@ def _faults(rng: Random, options: Options) -> list[Fault]:
             Fault(
                 at,
                 kind,
-                target=rng.choice(["producer 0", "producer 1", "consumer 0", "consumer 1", "name server"]),
+                target=rng.choice(TARGETS),
                 seconds=round(min(rng.expovariate(1 / 2.0), 20.0), 3),
                 amount=rng.choice([-60_000, -2000, 2000, 60_000]) if kind == "clock step" else 1,
                 seed=rng.getrandbits(31),

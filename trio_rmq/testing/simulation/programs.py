@@ -134,8 +134,9 @@ class ProducerProgram:
 class ConsumerProgram:
     """A member of the group, which notes what it is given."""
 
-    def __init__(self, name: str, history: History) -> None:
+    def __init__(self, name: str, consume_seconds: float, history: History) -> None:
         self.name = name
+        self._consume_seconds = consume_seconds
         self._history = history
         self.consumer: PushConsumer | None = None
 
@@ -151,6 +152,8 @@ class ConsumerProgram:
                 self.consumer = None
 
     async def _listen(self, messages: Sequence[ReceivedMessage]) -> None:
+        if self._consume_seconds:
+            await anyio.sleep(self._consume_seconds)
         for message in messages:
             self._history.add(
                 self.name,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import trio
 
-from trio_rmq.errors import RocketMQError
+from trio_rmq.errors import ProtocolError, RocketMQError
 from trio_rmq.store.message_store import open_message_store
 from trio_rmq.store.offline.verify import verify_store
 from trio_rmq.testing.faulty_disk import FaultyDisk
@@ -83,7 +83,9 @@ class _Run:
             ProducerProgram(f"producer {number}", [send for send in plan.sends if send.producer == number], history)
             for number in range(PRODUCERS)
         ]
-        self.consumers = [ConsumerProgram(f"consumer {number}", history) for number in range(CONSUMERS)]
+        self.consumers = [
+            ConsumerProgram(f"consumer {number}", plan.options.consume_seconds, history) for number in range(CONSUMERS)
+        ]
         self.machines = [self.name_server, self.broker]
         clients: list[ProducerProgram | ConsumerProgram] = [*self.producers, *self.consumers]
         for number, program in enumerate(clients):
@@ -209,9 +211,13 @@ class _Run:
         for machine in self.machines:
             machine.ending = True
         last, broker = self.plan.options.last, self.broker
-        if last == "power" and broker.lose_power(1.0, named_rng(self.plan.seed, "last")):
-            self.history.add("world", "power", crashed=True)
-        elif last != "kill" or not broker.kill(1.0):
+        crashed = False
+        if last == "power":
+            crashed = broker.lose_power(1.0, named_rng(self.plan.seed, "last"))
+            self.history.add("world", "power", crashed=crashed)
+        elif last == "kill":
+            crashed = broker.kill(1.0)
+        if not crashed:
             for machine in reversed(self.machines):
                 machine.stop()
             await trio.sleep(60.0)
@@ -239,6 +245,8 @@ class _Run:
                         offset = records[-1].queue_offset + 1
             verified = verify_store(config, disk=disk)
             problems += [Problem("damaged", str(finding)) for finding in verified.findings if verified.damages]
+        except ProtocolError as error:
+            problems.append(Problem("unreadable", f"a queue serves what is no record: {error}"))
         except RocketMQError as error:
             problems.append(Problem("corrupt", f"the store cannot be opened at the end: {error}"))
         problems += check(
