@@ -117,6 +117,8 @@ class _Check:
         for event in self.evidence.events:
             if event.what == "refuses to start":
                 self.tell("corrupt", f"{event.process}: {event.value['reason']}")
+            elif event.what == "changed":
+                self.tell("changed", f"{event.process} got {event.value}")
             elif event.what == "raises":
                 self.tell("raised", f"{event.process}: {event.value['reason']}")
         self._lost()

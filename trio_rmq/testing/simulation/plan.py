@@ -7,6 +7,7 @@ smaller by hand or by `shrinking`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from random import Random
 
 import msgspec
@@ -98,6 +99,8 @@ WEIGHTS: dict[str, float] = {
 """Fault -> how often, beside the others."""
 
 
+_FOLLOWED = ("kill", "power", "sync error", "write error", "disk full")
+
 LINK_FAULTS = ("cut", "one-way cut", "reset")
 """Faults of the connection between the broker and the target."""
 
@@ -135,6 +138,7 @@ def make_plan(seed: int, seconds: float = 120.0) -> Plan:
     """The plan of this seed."""
     options = _options(named_rng(seed, "options"), seconds)
     faults = _faults(named_rng(seed, "faults"), options)
+    faults = sorted([*faults, *_followers(named_rng(seed, "followers"), options, faults)], key=lambda fault: fault.at)
     sends = _sends(named_rng(seed, "sends"), options)
     return Plan(seed, options, faults, sends)
 
@@ -177,6 +181,17 @@ def _faults(rng: Random, options: Options) -> list[Fault]:
                 seed=rng.getrandbits(31),
             )
         )
+
+
+def _followers(rng: Random, options: Options, faults: list[Fault]) -> Iterator[Fault]:
+    """Crashes soon after another fault: in the recovery from it, or before its traces are gone."""
+    kinds = [kind for kind in ("kill", "power") if kind in options.kinds]
+    for fault in faults:
+        if fault.kind in _FOLLOWED and rng.random() < 0.3:
+            at = round(fault.at + (fault.seconds if fault.kind in kinds else 0.0) + rng.expovariate(1 / 0.7), 3)
+            if at < options.seconds:
+                seconds = round(rng.expovariate(1 / 0.5), 3)
+                yield Fault(at, rng.choice(kinds), seconds=seconds, amount=1, seed=rng.getrandbits(31))
 
 
 def _sends(rng: Random, options: Options) -> list[Send]:

@@ -112,11 +112,11 @@ class ProducerProgram:
     async def send(self, body: bytes, queue_id: int) -> bool:
         """One message with one try, noted; whether it was acknowledged."""
         assert self.producer is not None  # noqa: S101 - the program runs
-        name = body.rstrip(b".").decode()
+        name = name_of(body)
         self._history.add(self.name, "invoke", id=name, queue=queue_id)
         queue = MessageQueue(topic=TOPIC, broker_name=BROKER_NAME, queue_id=queue_id)
         try:
-            result = await self.producer.send(Message(TOPIC, body), queue=queue)
+            result = await self.producer.send(Message(TOPIC, body, keys=name), queue=queue)
         except SendError as error:
             refused = error.response_code is not None
             self._history.add(self.name, "refused" if refused else "info", id=name, code=error.response_code)
@@ -155,10 +155,12 @@ class ConsumerProgram:
         if self._consume_seconds:
             await anyio.sleep(self._consume_seconds)
         for message in messages:
-            self._history.add(
-                self.name,
-                "consumed",
-                id=message.body.rstrip(b".").decode(errors="replace"),
-                queue=message.queue.queue_id,
-                offset=message.queue_offset,
-            )
+            name, place = name_of(message.body), {"queue": message.queue.queue_id, "offset": message.queue_offset}
+            self._history.add(self.name, "consumed", id=name, **place)
+            if message.keys != [name]:
+                self._history.add(self.name, "changed", id=name, keys=message.keys, **place)
+
+
+def name_of(body: bytes) -> str:
+    """The message's name: what stands in its body before the dots, and whole in its keys."""
+    return body.rstrip(b".").decode(errors="replace")
