@@ -2,6 +2,7 @@
 
 Points are taken seed after seed, all settings and losses of each, as many as asked for.  Prints a table
 of what died where, and every promise that was not kept with the words that repeat it; exit status 1 when there was one.
+`--piece NAME` plants a defect of the museum first, which must be found.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from trio_rmq.testing.crash_points import LOSSES, SETTINGS, CrashPoint, count_points, try_point
+from trio_rmq.testing.simulation.museum import piece_named
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -28,8 +31,14 @@ def main(words: Sequence[str] | None = None) -> int:
         "--points", type=int, default=2000, help="how many points (default: 2000; a seed has some 1,800)"
     )
     parser.add_argument("--only", metavar="SETTINGS/LOSS/SEED/NUMBER", help="one point, as a failure prints it")
+    parser.add_argument("--piece", metavar="NAME", help="with this piece of the simulation's museum planted")
     options = parser.parse_args(words)
     logging.disable(logging.CRITICAL)  # what a dying store says is not what is looked at
+    with piece_named(options.piece).plant() if options.piece else nullcontext():
+        return _try(options)
+
+
+def _try(options: argparse.Namespace) -> int:
     if options.only:
         settings, loss, seed, number = options.only.split("/")
         print(tried := try_point(CrashPoint(settings, loss, int(seed), int(number))))

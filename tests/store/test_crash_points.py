@@ -11,9 +11,9 @@ from random import Random
 
 import pytest
 
-from trio_rmq.store.log_files import LogFiles
 from trio_rmq.testing.crash_points import LOSSES, SETTINGS, CrashPoint, count_points, try_point
 from trio_rmq.testing.faulty_disk import FaultyDisk, _File
+from trio_rmq.testing.simulation.museum import piece_named
 
 
 def problems(settings: str, loss: str, seed: int, numbers: Iterable[int]) -> list[tuple[CrashPoint, str]]:
@@ -66,7 +66,18 @@ def test_syncs_that_do_nothing_are_caught(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(problems("sync", "power", 0, numbers)) > 5
 
 
-def test_a_tail_that_is_not_zeroed_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    numbers = sample("sync", "power", 0, 40)
-    monkeypatch.setattr(LogFiles, "zero_from", lambda self, offset: False)
-    assert problems("sync", "power", 0, numbers)
+@pytest.mark.parametrize(
+    ("name", "settings", "loss"),
+    [
+        ("early answer", "sync", "power"),
+        ("names left out", "sync", "power"),
+        ("queue files trusted", "async", "kill"),
+        ("only what is synced", "async", "kill"),
+        ("cut in memory", "sync", "power"),
+        ("metadata in place", "marks", "power"),
+    ],
+)
+def test_a_piece_of_the_museum_is_caught(name: str, settings: str, loss: str) -> None:
+    numbers = sample(settings, loss, 0, 40)
+    with piece_named(name).plant():
+        assert any(try_point(CrashPoint(settings, loss, 0, number)).problem for number in numbers)
