@@ -101,6 +101,17 @@ def _is_killed(plan: Plan) -> bool:
     return "kill" in _kinds(plan) or plan.options.last == "kill"
 
 
+def _loses_power_and_crashes_again(plan: Plan) -> bool:
+    crashes = [fault.kind for fault in plan.faults if fault.kind in ("kill", "power")]
+    return not _synced(plan) and "power" in crashes and len(crashes) > 1
+
+
+def _is_full_at_last(plan: Plan) -> bool:
+    """Whether the broker is not started again after its disk was full."""
+    ends = {"kill", "power", "sync error", "write error", "disk full"}
+    return [fault.kind for fault in plan.faults if fault.kind in ends][-1:] == ["disk full"]
+
+
 def _kinds(plan: Plan) -> set[str]:
     return {fault.kind for fault in plan.faults}
 
@@ -297,10 +308,6 @@ def _overwrite_metadata() -> AbstractContextManager[None]:
     return replaced(ConfigFile, "save", save)
 
 
-def _forget_progress() -> AbstractContextManager[None]:
-    return replaced(ConsumerOffsetTable, "load", lambda self, content: None)
-
-
 def _commit_what_was_pulled() -> AbstractContextManager[None]:
     return replaced(ProcessQueue, "commit_offset", property(lambda self: self.next_offset))
 
@@ -415,7 +422,11 @@ DEFECTS = (
     ),
     Piece("cut in memory", "I9; #10666", "recovery leaves on disk what it cuts off", _cut_in_memory_only, _loses_power),
     Piece(
-        "old files stay", "I9; #10017", "files after the end are forgotten, not removed", _forget_files_and_leave_them
+        "old files stay",
+        "I9; #10017",
+        "files after the end are forgotten, not removed",
+        _forget_files_and_leave_them,
+        _loses_power_and_crashes_again,
     ),
     Piece("queue files trusted", "I13; #467, #495", "entries that a crash took are not made again", _trust_queue_files),
     Piece(
@@ -425,7 +436,11 @@ DEFECTS = (
         _keep_what_the_checkpoint_knows,
     ),
     Piece(
-        "torn properties", "I10; #7437", "the checksum covers the body alone, and that is enough", _take_torn_properties
+        "torn properties",
+        "I10; #7437",
+        "the checksum covers the body alone, and that is enough",
+        _take_torn_properties,
+        lambda plan: _loses_power(plan) and not _synced(plan),
     ),
     Piece("torn bodies", "I10; #9121", "recovery looks at no checksum", _take_torn_bodies, _loses_power),
     Piece(
@@ -435,7 +450,6 @@ DEFECTS = (
         _overwrite_metadata,
         _loses_power,
     ),
-    Piece("progress forgotten", "I6; #1094", "a start does not read where the groups stand", _forget_progress),
     Piece(
         "progress ahead",
         "I6; #4771",
@@ -449,7 +463,7 @@ DEFECTS = (
         "I16; #3212",
         "once the disk was full nobody is served again",
         _refuse_for_ever,
-        lambda plan: bool(_kinds(plan) & {"disk full", "write error"}),
+        _is_full_at_last,
     ),
     Piece(
         "registered once",

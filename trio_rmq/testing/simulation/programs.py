@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 
 import anyio
@@ -157,8 +157,13 @@ class ConsumerProgram:
         for message in messages:
             name, place = name_of(message.body), {"queue": message.queue.queue_id, "offset": message.queue_offset}
             self._history.add(self.name, "consumed", id=name, **place)
-            if message.keys != [name]:
-                self._history.add(self.name, "changed", id=name, keys=message.keys, **place)
+            if not is_whole(name, message.properties):
+                self._history.add(self.name, "changed", id=name, properties=message.properties, **place)
+
+
+def is_whole(name: str, properties: Mapping[str, str]) -> bool:
+    """Whether these are the properties of the message with this name: its keys tell it, and no byte was lost."""
+    return properties.get("KEYS") == name and not any("\0" in f"{key}{value}" for key, value in properties.items())
 
 
 def name_of(body: bytes) -> str:

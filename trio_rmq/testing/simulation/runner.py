@@ -28,6 +28,7 @@ from trio_rmq.testing.simulation.programs import (
     BrokerProgram,
     ConsumerProgram,
     ProducerProgram,
+    is_whole,
     name_of,
     run_name_server,
     store_config,
@@ -241,10 +242,10 @@ class _Run:
                             problems.append(Problem("unreadable", f"queue {queue_id} offset {offset}: {found.status}"))
                             break
                         for record in records:
-                            name, keys = name_of(record.body), record.property_map().get("KEYS")
-                            if keys != name:
+                            name, properties = name_of(record.body), record.property_map()
+                            if not is_whole(name, properties) or 0 in record.properties:
                                 place = f"queue {queue_id} offset {record.queue_offset}"
-                                problems.append(Problem("changed", f"{place} holds {name[:40]!r} with keys {keys!r}"))
+                                problems.append(Problem("changed", f"{place} holds {name[:40]!r} with {properties}"))
                             stored.append(Stored(queue_id, record.queue_offset, name))
                         offset = records[-1].queue_offset + 1
             verified = verify_store(config, disk=disk)
