@@ -27,6 +27,7 @@ PAGES = {
     "requests.md": r"request.*",
     "admin.md": r"admin.*",
     "tracing.md": r"trace.*",
+    "tls.md": r"tls_.*",
 }
 """Each page and the programs it names."""
 

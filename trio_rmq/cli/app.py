@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
 from trio_rmq import __version__
-from trio_rmq.cli.asking import Level, Server, name_servers, run_on_trio
+from trio_rmq.cli.asking import Level, Server, choose_tls, name_servers, run_on_trio, tls_context
 from trio_rmq.cli.chaos import chaos_app
 from trio_rmq.cli.groups import group_app
 from trio_rmq.cli.logs import set_up_logging
@@ -78,10 +78,15 @@ def run_app(words: Sequence[str]) -> int:
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+    tls: Annotated[bool, typer.Option("--tls", help="connect by TLS, trusting the system's authorities")] = False,
+    ca: Annotated[Path | None, typer.Option("--ca", metavar="FILE", help="by TLS, trusting those in FILE")] = None,
+) -> None:
     if version:
         print(f"trio-rmq {__version__}")
         raise typer.Exit
+    choose_tls(tls, ca)
 
 
 @app.command("standalone", context_settings=_ELSEWHERE)
@@ -142,7 +147,7 @@ def send(
     async def run() -> None:
         process = os.getpid()
         ids = UniqueIdGenerator(b"\x7f\0\0\x01", process, rng().getrandbits(31))
-        async with RemotingClient(serialize_type=SerializeType.ROCKETMQ) as client:
+        async with RemotingClient(serialize_type=SerializeType.ROCKETMQ, ssl_context=tls_context()) as client:
             writer = QueueWriter(
                 client,
                 name_servers(server),
@@ -230,7 +235,7 @@ def receive(
             target: BinaryIO = sys.stdout.buffer if output is None else output.open("wb")
         except OSError as error:
             raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from None
-        async with RemotingClient(serialize_type=SerializeType.ROCKETMQ) as client:
+        async with RemotingClient(serialize_type=SerializeType.ROCKETMQ, ssl_context=tls_context()) as client:
             reader = QueueReader(
                 client,
                 name_servers(server),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trio_rmq.cli.asking import Level, Server, name_servers, run_on_trio
+from trio_rmq.cli.asking import Level, Server, admin_client, run_on_trio
 from trio_rmq.cli.logs import set_up_logging
 from trio_rmq.cli.tables import joined, print_table, time_text
 from trio_rmq.errors import ConfigError
@@ -34,13 +34,12 @@ Cluster = Annotated[str | None, typer.Option(help="of this cluster only")]
 @group_app.command("list")
 def list_(server: Server = "", cluster: Cluster = None, log_level: Level = "WARNING") -> None:
     """List every group with its settings."""
-    from trio_rmq.admin.client import AdminClient
     from trio_rmq.admin.groups import list_groups
 
     set_up_logging(log_level, None)
 
     async def run() -> None:
-        async with AdminClient(name_servers=name_servers(server)) as admin:
+        async with admin_client(server) as admin:
             groups = await list_groups(admin, cluster=cluster)
         rows = [(name, _brokers(configs), *_settings(configs)) for name, configs in groups.items()]
         print_table(("GROUP", "BROKERS", "CONSUME", "BROADCAST", "RETRIES"), rows)
@@ -51,13 +50,12 @@ def list_(server: Server = "", cluster: Cluster = None, log_level: Level = "WARN
 @group_app.command()
 def show(name: Name, server: Server = "", cluster: Cluster = None, log_level: Level = "WARNING") -> None:
     """Show a group: its members, what they subscribe to, and what is wrong with it."""
-    from trio_rmq.admin.client import AdminClient
     from trio_rmq.admin.groups import group_progress, show_group
 
     set_up_logging(log_level, None)
 
     async def run() -> None:
-        async with AdminClient(name_servers=name_servers(server)) as admin:
+        async with admin_client(server) as admin:
             group = await show_group(admin, name, cluster=cluster)
             progress = await group_progress(admin, name, cluster=cluster)
         _print_group(group, sum(one.lag for one in progress))
@@ -74,13 +72,12 @@ def lag(
     log_level: Level = "WARNING",
 ) -> None:
     """Show how far a group is in each queue."""
-    from trio_rmq.admin.client import AdminClient
     from trio_rmq.admin.groups import group_progress
 
     set_up_logging(log_level, None)
 
     async def run() -> None:
-        async with AdminClient(name_servers=name_servers(server)) as admin:
+        async with admin_client(server) as admin:
             progress = await group_progress(admin, name, topic=topic, cluster=cluster)
         print_table(
             ("TOPIC", "BROKER", "QUEUE", "END", "CONSUMED", "LAG", "LAST CONSUMED"), map(_progress_row, progress)
@@ -100,14 +97,13 @@ def reset(
     log_level: Level = "WARNING",
 ) -> None:
     """Have a group go on elsewhere: at the first message, the end, or the first message not before a time."""
-    from trio_rmq.admin.client import AdminClient
     from trio_rmq.admin.groups import reset_group
 
     set_up_logging(log_level, None)
     timestamp_ms = _time_of(to)
 
     async def run() -> None:
-        async with AdminClient(name_servers=name_servers(server)) as admin:
+        async with admin_client(server) as admin:
             offsets = await reset_group(admin, name, topic, timestamp_ms, force=not only_back)
         rows = [(queue.topic, queue.broker_name, queue.queue_id, offset) for queue, offset in offsets.items()]
         print_table(("TOPIC", "BROKER", "QUEUE", "GOES ON AT"), rows)

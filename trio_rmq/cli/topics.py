@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trio_rmq.cli.asking import Level, Server, name_servers, run_on_trio
+from trio_rmq.cli.asking import Level, Server, admin_client, run_on_trio
 from trio_rmq.cli.logs import set_up_logging
 from trio_rmq.cli.tables import joined, print_table, time_text
 from trio_rmq.errors import ConfigError
@@ -39,13 +39,12 @@ def list_(
     log_level: Level = "WARNING",
 ) -> None:
     """List every topic with its settings."""
-    from trio_rmq.admin.client import AdminClient
     from trio_rmq.admin.topics import list_topics
 
     set_up_logging(log_level, None)
 
     async def run() -> None:
-        async with AdminClient(name_servers=name_servers(server)) as admin:
+        async with admin_client(server) as admin:
             topics = await list_topics(admin, cluster=cluster, everything=everything)
         rows = [(name, ",".join(sorted(configs)), *_settings(configs)) for name, configs in topics.items()]
         print_table(("TOPIC", "BROKERS", "WRITE", "READ", "PERMISSION"), rows)
@@ -65,7 +64,6 @@ def create(
     log_level: Level = "WARNING",
 ) -> None:
     """Make a topic at every broker, or change it."""
-    from trio_rmq.admin.client import AdminClient
     from trio_rmq.admin.topics import create_topic
 
     set_up_logging(log_level, None)
@@ -73,7 +71,7 @@ def create(
         raise ConfigError(f"--permission {permission}: the value must be rw, r, w or none")
 
     async def run() -> None:
-        async with AdminClient(name_servers=name_servers(server)) as admin:
+        async with admin_client(server) as admin:
             brokers = await create_topic(
                 admin, name, write_queues=queues, read_queues=read_queues, permission=_PERMISSIONS[permission],
                 cluster=cluster, broker_name=broker,
@@ -86,13 +84,12 @@ def create(
 @topic_app.command()
 def show(name: Name, server: Server = "", cluster: Cluster = None, log_level: Level = "WARNING") -> None:
     """Show a topic: its settings, the groups that consume it, and each queue's offsets."""
-    from trio_rmq.admin.client import AdminClient
     from trio_rmq.admin.topics import show_topic
 
     set_up_logging(log_level, None)
 
     async def run() -> None:
-        async with AdminClient(name_servers=name_servers(server)) as admin:
+        async with admin_client(server) as admin:
             topic = await show_topic(admin, name, cluster=cluster)
         write, read, permission = _settings(topic.configs)
         print(f"topic          {topic.name}")
@@ -112,13 +109,12 @@ def show(name: Name, server: Server = "", cluster: Cluster = None, log_level: Le
 @topic_app.command()
 def delete(name: Name, server: Server = "", cluster: Cluster = None, log_level: Level = "WARNING") -> None:
     """Delete a topic with its messages."""
-    from trio_rmq.admin.client import AdminClient
     from trio_rmq.admin.topics import delete_topic
 
     set_up_logging(log_level, None)
 
     async def run() -> None:
-        async with AdminClient(name_servers=name_servers(server)) as admin:
+        async with admin_client(server) as admin:
             brokers = await delete_topic(admin, name, cluster=cluster)
         print(f"{name} was deleted at {', '.join(brokers)}")
 

@@ -23,6 +23,14 @@ def verifying_context(ssl_context: ssl.SSLContext | None, *, use_tls: bool) -> s
     return ssl_context
 
 
+def trusting_context(ca_path: str) -> ssl.SSLContext:
+    """A client's context that trusts the authorities in one file; ConfigError when it cannot be used."""
+    try:
+        return ssl.create_default_context(cafile=ca_path)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"the authorities in {ca_path} cannot be used: {error}") from None
+
+
 def client_context(config: RemotingConfig) -> ssl.SSLContext | None:
     """The context of a server's own connections; None when they are not TLS (`useTLS`).
 
