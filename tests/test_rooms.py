@@ -67,7 +67,7 @@ for room, allowed in INSIDE.items():
 OUTSIDE: dict[str, set[str]] = {
     "ground": {"msgspec"},
     "supervision": {"trio"},
-    "wire": {"msgspec", "cbor2"},
+    "wire": {"msgspec", "cbor2", "isal"},
     "filter": {"msgspec"},
     "store": {"msgspec", "trio"},
     CLIENT_HALF: {"msgspec", "anyio", "h11", "wsproto"},

@@ -13,7 +13,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from logging import getLogger
-from zlib import crc32
 
 from trio_rmq.clock import wall_ms
 from trio_rmq.errors import ProtocolError, StoreFailedError
@@ -24,6 +23,7 @@ from trio_rmq.store.consume_queue_ext import is_address
 from trio_rmq.store.dispatch import DelayLevels
 from trio_rmq.store.messages import AppendResult, AppendStatus, BatchResult, NewBatch, NewMessage
 from trio_rmq.wire.batch import pack_batch_head_v4, pack_batch_middle_v4, pack_body_size
+from trio_rmq.wire.checksum import crc32
 from trio_rmq.wire.ids import Host
 from trio_rmq.wire.record import (
     BLANK_SIZE_BYTES,

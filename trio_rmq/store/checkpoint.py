@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import struct
 from typing import NamedTuple
-from zlib import crc32
 
 from trio_rmq.store.disk import Disk
+from trio_rmq.wire.checksum import crc32
 
 SIZE_BYTES = 4096
 _TIMES = struct.Struct(">qqq")

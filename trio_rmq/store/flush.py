@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from logging import getLogger
-from zlib import crc32
 
 import trio
 
@@ -23,6 +22,7 @@ from trio_rmq.store.checkpoint import MARKED_BYTES, Checkpoint, Mark
 from trio_rmq.store.commit_log import CommitLog
 from trio_rmq.store.consume_queue import ConsumeQueues
 from trio_rmq.store.disk import Disk
+from trio_rmq.wire.checksum import crc32
 
 _log = getLogger(__name__)
 _PAGE_BYTES = 4096

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from logging import getLogger
-from zlib import crc32
 
 import msgspec
 import trio
@@ -25,6 +24,7 @@ from trio_rmq.store.commit_log import CommitLog
 from trio_rmq.store.consume_queue import ConsumeQueue, ConsumeQueues
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.dispatch import DelayLevels, Dispatcher, MissingEntriesError, MoreQueues
+from trio_rmq.wire.checksum import crc32
 from trio_rmq.wire.record import CheckedRecord, RecordKind
 
 _log = getLogger(__name__)

@@ -7,11 +7,11 @@ costs too much for a default; who wants it gets all messages before the damaged 
 from __future__ import annotations
 
 import struct
-from zlib import crc32
 
 from trio_rmq.errors import StoreCorruptError
 from trio_rmq.store.consume_queue import ENTRY, ENTRY_SIZE_BYTES, ConsumeQueue
 from trio_rmq.store.messages import GetResult, GetStatus
+from trio_rmq.wire.checksum import crc32
 from trio_rmq.wire.record import PHYSICAL_OFFSET_AT
 from trio_rmq.wire.sysflag import BORN_HOST_V6, STORE_HOST_V6
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 from functools import lru_cache
 from operator import mul
-from zlib import crc32
+
+from trio_rmq.wire.checksum import crc32
 
 _UTF_16 = "utf-16-le" if sys.byteorder == "little" else "utf-16-be"
 _CHUNK_UNITS = 256

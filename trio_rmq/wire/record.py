@@ -12,12 +12,12 @@ import struct
 from collections.abc import Callable
 from enum import IntEnum
 from functools import lru_cache
-from zlib import crc32
 
 import msgspec
 
 from trio_rmq.errors import ProtocolError
 from trio_rmq.limits import PROPERTIES_SIZE_MAX_BYTES
+from trio_rmq.wire.checksum import crc32
 from trio_rmq.wire.ids import Host, encode_offset_id
 from trio_rmq.wire.properties import TAGS, UNIQUE_KEY, parse_properties, property_of_bytes
 from trio_rmq.wire.sysflag import BORN_HOST_V6, STORE_HOST_V6

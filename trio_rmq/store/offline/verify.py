@@ -7,8 +7,6 @@ nothing tells are listed in docs/store.md, and a test derives that list.
 
 from __future__ import annotations
 
-from zlib import crc32
-
 import msgspec
 
 from trio_rmq.config import MessageStoreConfig
@@ -20,6 +18,7 @@ from trio_rmq.store.offline.folder import Progress, StoreFolder
 from trio_rmq.store.offline.index_check import IndexCheck
 from trio_rmq.store.offline.log_check import LogCheck
 from trio_rmq.store.offline.queue_check import QueueCheck
+from trio_rmq.wire.checksum import crc32
 
 
 class Verified(msgspec.Struct, frozen=True, rename="camel"):
