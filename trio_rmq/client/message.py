@@ -150,9 +150,9 @@ class SendResult(msgspec.Struct, frozen=True):
     region_id: str = "DefaultRegion"
     """Where the broker says it is; a part of message traces."""
     trace_on: bool = True
+    """Whether the broker wants messages traced."""
     recall_handle: str | None = None
     """Takes back a message that waits for its time (`Producer.recall`); of other messages None."""
-    """Whether the broker wants messages traced."""
 
     @property
     def message_ids(self) -> list[str]:
