@@ -156,11 +156,11 @@ class BrokerStats:
             put = self._put.setdefault(topic, [0, 0])
             put[0] += after - begin
             while begin < after:
-                entries = self._store.reader.queue_entries(topic, queue_id, begin, min(after - begin, _ENTRIES_A_READ))
-                if not entries:
+                count, size = self._store.reader.sizes(topic, queue_id, begin, min(after - begin, _ENTRIES_A_READ))
+                if not count:
                     break
-                put[1] += sum([size for _, size, _ in entries])
-                begin += len(entries)
+                put[1] += size
+                begin += count
                 if begin < after:
                     await trio.lowlevel.checkpoint()
 

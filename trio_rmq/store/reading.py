@@ -35,6 +35,9 @@ _GAP_BYTES_MAX = 16 * 1024
 
 _SPAN_BYTES_MAX = 1024 * 1024
 
+_SIZE_AT = 8
+"""Where the record's size stands in an entry; behind `min_offset` no entry is a filler."""
+
 
 class Reader:
     """The reading half of a store; `end` says up to which physical offset records are visible."""
@@ -249,6 +252,21 @@ class Reader:
         data = queue.read(offset, min(count_max, queue.visible - offset))
         whole = len(data) - len(data) % ENTRY_SIZE_BYTES
         return _with_tags_codes(queue, [entry for entry in ENTRY.iter_unpack(data[:whole]) if entry[1] != FILLER_SIZE])
+
+    def sizes(self, topic: str, queue_id: int, offset: int, count_max: int) -> tuple[int, int]:
+        """How many visible entries there are from `offset` on, at most `count_max`, and the bytes of their records.
+
+        Fewer where a file of the queue ends, none for no such queue or nothing at `offset`.
+        """
+        queue = self._queues.table.get((topic, queue_id))
+        if queue is None or not queue.min_offset(self._log.min_offset) <= offset < queue.visible:
+            return 0, 0
+        data = queue.read(offset, min(count_max, queue.visible - offset))
+        data = data[: len(data) - len(data) % ENTRY_SIZE_BYTES]
+        total = 0  # the four bytes of all sizes, each summed by itself: a tenth of the time that unpacking them takes
+        for at in range(_SIZE_AT, _SIZE_AT + 4):
+            total = (total << 8) + sum(data[at::ENTRY_SIZE_BYTES])
+        return len(data) // ENTRY_SIZE_BYTES, total
 
     def entries(self, topic: str, queue_id: int, offset: int, max_count: int) -> list[tuple[int, int, int]]:
         """(physical offset, record size, tags code) of visible entries from `offset` on; a filler has FILLER_SIZE."""
