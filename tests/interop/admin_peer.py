@@ -7,7 +7,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.interop.peers import JAVA_OPENS, LOGBACK, cache_folder, jars, need
+from tests.interop.peers import cache_folder, jars, need
+from trio_rmq.testing.apache_java import JAVA_OPENS, LOGBACK
 
 FOLDER = Path(__file__).parent / "java" / "admin"
 VERSIONS = ("4.9.8", "5.3.3")

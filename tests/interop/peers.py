@@ -21,28 +21,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from trio_rmq.testing.apache_java import JAVA_OPENS, LOGBACK
+
 HERE = Path(__file__).parent
 JAVA_IT = HERE / "java-it"
 CLUSTER = "DefaultCluster"
 APACHE_SERVER = "4.9.7"
 """The version of Apache's servers unless a test says otherwise."""
-
-# Java 17 keeps these closed; Apache's store unmaps its files through them.
-JAVA_OPENS = [
-    "--add-opens=java.base/java.nio=ALL-UNNAMED",
-    "--add-opens=java.base/sun.nio.ch=ALL-UNNAMED",
-    "--add-opens=java.base/jdk.internal.misc=ALL-UNNAMED",
-    "--add-opens=java.base/java.lang=ALL-UNNAMED",
-    "--add-exports=java.base/jdk.internal.ref=ALL-UNNAMED",
-]
-
-LOGBACK = """<configuration>
-  <appender name="OUT" class="ch.qos.logback.core.ConsoleAppender">
-    <encoder><pattern>%d{HH:mm:ss.SSS} %p %t %c - %m%n</pattern></encoder>
-  </appender>
-  <root level="WARN"><appender-ref ref="OUT"/></root>
-</configuration>
-"""
 
 
 class PeerError(RuntimeError):

@@ -17,7 +17,6 @@ import pytest
 
 from tests.interop.peers import (
     HERE,
-    JAVA_OPENS,
     apache_broker,
     apache_name_server,
     cache_folder,
@@ -36,6 +35,7 @@ from trio_rmq.client import (
     TransactionState,
 )
 from trio_rmq.errors import RouteNotFoundError
+from trio_rmq.testing.apache_java import JAVA_OPENS
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow]
 

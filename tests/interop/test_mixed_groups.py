@@ -19,7 +19,6 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from tests.interop.peers import (
     HERE,
-    JAVA_OPENS,
     PeerError,
     go_peer,
     java_peer_class_path,
@@ -29,6 +28,7 @@ from tests.interop.peers import (
     our_name_server,
 )
 from trio_rmq.client import Message, Producer
+from trio_rmq.testing.apache_java import JAVA_OPENS
 
 pytestmark = [pytest.mark.interop, pytest.mark.anyio]
 LIMIT_SECONDS = 150

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from benchmark.load import BenchmarkError
 from benchmark.servers import MeasuredServer, stop_process
+from trio_rmq.testing.apache_java import JAVA_OPENS, LOGBACK
 
 SERVER_VERSION = "4.9.7"
 CLIENT_VERSION = "4.9.8"
@@ -27,14 +28,6 @@ BOOT_SECONDS = 60.0
 _INTEROP = Path(__file__).parents[3] / "tests" / "interop"
 _JAVA = Path(__file__).parent / "java"
 
-# Java 17 keeps these closed; Apache's store unmaps its files through them.
-JAVA_OPENS = (
-    "--add-opens=java.base/java.nio=ALL-UNNAMED",
-    "--add-opens=java.base/sun.nio.ch=ALL-UNNAMED",
-    "--add-opens=java.base/jdk.internal.misc=ALL-UNNAMED",
-    "--add-opens=java.base/java.lang=ALL-UNNAMED",
-    "--add-exports=java.base/jdk.internal.ref=ALL-UNNAMED",
-)
 _ROCKETMQ_HEADERS = "-Drocketmq.serialize.type=ROCKETMQ"
 BROKER_JVM = (
     "-server", "-Xms3g", "-Xmx3g", "-XX:+UseG1GC", "-XX:G1HeapRegionSize=16m", "-XX:G1ReservePercent=25",
@@ -44,14 +37,6 @@ BROKER_JVM = (
 """What Apache's start script gives a broker, with a heap for this size of machine and without AlwaysPreTouch, which
 would put the whole heap into its resident memory and its start."""
 NAME_SERVER_JVM = ("-server", "-Xms256m", "-Xmx256m")
-
-_LOGBACK = """<configuration>
-  <appender name="OUT" class="ch.qos.logback.core.ConsoleAppender">
-    <encoder><pattern>%d{HH:mm:ss.SSS} %p %t %c - %m%n</pattern></encoder>
-  </appender>
-  <root level="WARN"><appender-ref ref="OUT"/></root>
-</configuration>
-"""
 
 
 def client_class_path() -> str:
@@ -105,7 +90,7 @@ def _start(
     """The process, once it said that it is up; its output goes on into a file in `home`."""
     (home / "conf").mkdir(parents=True)
     for kind in ("namesrv", "broker"):
-        (home / "conf" / f"logback_{kind}.xml").write_text(_LOGBACK)
+        (home / "conf" / f"logback_{kind}.xml").write_text(LOGBACK)
     (home / "server.conf").write_text("\n".join(configuration) + "\n")
     process = subprocess.Popen(
         [

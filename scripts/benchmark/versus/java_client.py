@@ -11,7 +11,8 @@ from pathlib import Path
 
 from benchmark.load import BenchmarkError
 from benchmark.servers import MeasuredServer
-from benchmark.versus.apache import JAVA_OPENS, client_class_path
+from benchmark.versus.apache import client_class_path
+from trio_rmq.testing.apache_java import JAVA_OPENS
 
 CLIENT_JVM = ("-server", "-Xms1g", "-Xmx1g", "-XX:+UseG1GC", "-Drocketmq.serialize.type=ROCKETMQ")
 LIMIT_SECONDS = 400.0

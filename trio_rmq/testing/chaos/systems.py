@@ -14,26 +14,11 @@ from pathlib import Path
 from typing import Protocol
 
 from trio_rmq.errors import ConfigError
+from trio_rmq.testing.apache_java import JAVA_OPENS, LOGBACK
 
 CLUSTER = "DefaultCluster"
 DISK_FAULTS = frozenset({"disk_error", "slow_disk", "short_write", "power", "step_clock"})
 """Faults that need our own disk or clock in the process."""
-
-# Java 17 keeps these closed; Apache's store unmaps its files through them.
-_JAVA_OPENS = (
-    "--add-opens=java.base/java.nio=ALL-UNNAMED",
-    "--add-opens=java.base/sun.nio.ch=ALL-UNNAMED",
-    "--add-opens=java.base/jdk.internal.misc=ALL-UNNAMED",
-    "--add-opens=java.base/java.lang=ALL-UNNAMED",
-    "--add-exports=java.base/jdk.internal.ref=ALL-UNNAMED",
-)
-_LOGBACK = """<configuration>
-  <appender name="OUT" class="ch.qos.logback.core.ConsoleAppender">
-    <encoder><pattern>%d{HH:mm:ss.SSS} %p %t %c - %m%n</pattern></encoder>
-  </appender>
-  <root level="WARN"><appender-ref ref="OUT"/></root>
-</configuration>
-"""
 
 
 @dataclass
@@ -149,10 +134,10 @@ class ApacheSystem:
         home = Path(place.folder)
         (home / "conf").mkdir(parents=True, exist_ok=True)
         for kind in ("namesrv", "broker"):
-            (home / "conf" / f"logback_{kind}.xml").write_text(_LOGBACK)
+            (home / "conf" / f"logback_{kind}.xml").write_text(LOGBACK)
         (home / "server.conf").write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
         words = [
-            self._java, *_JAVA_OPENS, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xms64m", f"-Xmx{heap_mb}m",
+            self._java, *JAVA_OPENS, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xms64m", f"-Xmx{heap_mb}m",
             "-XX:MaxDirectMemorySize=256m", f"-Duser.home={home}", f"-Drocketmq.client.logRoot={home}",
             "-cp", f"{self._jars}/*", main_class, "-c", str(home / "server.conf"),
         ]  # fmt: skip
