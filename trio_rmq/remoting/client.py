@@ -55,10 +55,12 @@ async def connect_channel(
             stream = await anyio.connect_tcp(target.host, target.port)
         except OSError as error:
             raise ConnectError(f"cannot connect to {address}: {system_reason(error)}", address=address) from error
-        if stream.extra(SocketAttribute.local_address) == stream.extra(SocketAttribute.remote_address):
-            # A port of the ephemeral range that nobody listens on can be joined with itself.
+        peer = stream.extra(SocketAttribute.remote_address, None)
+        if peer is None or peer == stream.extra(SocketAttribute.local_address):
+            # None: it was reset already.  A port of the ephemeral range nobody listens on can be joined with itself.
             await anyio.aclose_forcefully(stream)
-            raise ConnectError(f"cannot connect to {address}: nobody listens there", address=address)
+            reason = "it closed the connection" if peer is None else "nobody listens there"
+            raise ConnectError(f"cannot connect to {address}: {reason}", address=address)
         secured: anyio.abc.ByteStream = stream
         context = verifying_context(ssl_context, use_tls=target.tls)
         if context is not None:
