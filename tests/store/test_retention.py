@@ -16,6 +16,7 @@ from trio.testing import MockClock
 from trio_rmq.clock import use_wall_clock, wall_ms
 from trio_rmq.store.message_store import MessageStore
 from trio_rmq.store.messages import AppendStatus, GetStatus
+from trio_rmq.store.retention import REFUSED_LOOK_SECONDS
 from trio_rmq.testing.faulty_disk import FaultyDisk, SimulatedCrash
 from trio_rmq.testing.stores import FILE_SIZE, Place, new_message, stored
 from trio_rmq.wire.record import decode_records
@@ -245,7 +246,7 @@ async def test_above_90_per_cent_sends_are_refused_and_taken_again(twin: FaultyD
         assert store.max_physical_offset == before
         assert len(log_files(twin)) == 5
         use(twin, 60)
-        await trio.sleep(11)
+        await trio.sleep(REFUSED_LOOK_SECONDS + 0.1)
         stored(store.append([new_message()]))
 
 

@@ -32,6 +32,9 @@ _log = getLogger(__name__)
 FIRST_ROUND_SECONDS = 60.0
 """From the start to the first deletion: time to stop a broker that was started on the wrong folder."""
 
+REFUSED_LOOK_SECONDS = 1.0
+"""While sends are refused the disk is looked at this often, so that they are taken again soon after room was made."""
+
 _HOUR_MS = 3_600_000
 _MIB = 1024 * 1024
 
@@ -93,7 +96,8 @@ class Retention:
         self.look()
         next_round = trio.current_time() + FIRST_ROUND_SECONDS
         while True:
-            with trio.move_on_at(min(next_round, trio.current_time() + self._interval_seconds)):
+            seconds = min(self._interval_seconds, REFUSED_LOOK_SECONDS) if self._refused else self._interval_seconds
+            with trio.move_on_at(min(next_round, trio.current_time() + seconds)):
                 await self._wake.wait()
             self._wake = trio.Event()
             if self._by_hand or trio.current_time() >= next_round:
