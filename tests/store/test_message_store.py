@@ -259,6 +259,22 @@ async def test_arrivals_are_told_in_order(place: Place) -> None:
 
 
 @pytest.mark.trio
+async def test_where_some_queues_are_awaited_only_their_arrivals_are_told(place: Place) -> None:
+    arrived: list[tuple[str, int, int, int]] = []
+    awaited: set[tuple[str, int]] = set()
+    async with place.open() as store:
+        store.on_arrival, store.awaited = lambda *arrival: arrived.append(arrival), awaited
+        stored(store.append([new_message(), new_message(queue_id=1)]))
+        assert arrived == []
+        awaited.add(("T", 1))
+        stored(store.append([new_message(), new_message(queue_id=1, tags="A"), new_message(topic="Other", queue_id=1)]))
+        assert arrived == [("T", 1, 2, tags_code("A"))]
+        store.awaited = None
+        stored(store.append([new_message()]))
+    assert arrived[1:] == [("T", 0, 3, 0)]
+
+
+@pytest.mark.trio
 async def test_a_deleted_topic_stays_deleted(place: Place) -> None:
     async with place.open() as store:
         stored(store.append([new_message(topic=topic, queue_id=n % 3) for n in range(90) for topic in ("T", "Keep")]))

@@ -7,6 +7,7 @@ its task waits; the number of held pulls is bounded.  Source of the rules: Rocke
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import trio
@@ -25,6 +26,8 @@ class HeldPulls:
 
     def __init__(self, *, held_max: int = HELD_PULLS_MAX) -> None:
         self._waiters: dict[tuple[str, int], set[_Waiter]] = {}
+        self.awaited: Collection[tuple[str, int]] = self._waiters
+        """The queues, by topic and queue id, that pulls are held for."""
         self._held = 0
         self._held_max = held_max
 

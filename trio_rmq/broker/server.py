@@ -243,7 +243,7 @@ class _Broker:
         self._handlers = hooks.wrap(self._make_handlers(delay_levels))
         if config.enable_calc_filter_bit_map:
             store.bit_map_of = self._filters.bit_map
-        store.on_arrival = self._held_pulls.arrived
+        store.on_arrival, store.awaited = self._held_pulls.arrived, self._held_pulls.awaited
 
     def _notify_enabled(self, group_name: str) -> bool:
         group = self._groups.get(group_name)

@@ -22,7 +22,6 @@ from trio_rmq.store.consume_queue import ENTRY, ENTRY_SIZE_BYTES, ConsumeQueue, 
 from trio_rmq.store.consume_queue_ext import is_address
 from trio_rmq.store.dispatch import DelayLevels
 from trio_rmq.store.messages import AppendResult, AppendStatus, BatchResult, NewBatch, NewMessage
-from trio_rmq.wire.batch import pack_batch_head_v4, pack_batch_middle_v4, pack_body_size
 from trio_rmq.wire.checksum import crc32
 from trio_rmq.wire.ids import Host
 from trio_rmq.wire.record import (
@@ -32,14 +31,18 @@ from trio_rmq.wire.record import (
     encode_blank,
     encode_record,
     pack_head_v4,
+    pack_shared_v4,
     record_size,
 )
 from trio_rmq.wire.sysflag import BORN_HOST_V6, STORE_HOST_V6, TRANSACTION_PREPARED
 
 _log = getLogger(__name__)
 
-Staged = list[tuple[ConsumeQueue, int]]
-"""For each new entry, in order: its queue and its tags code."""
+Segment = tuple[int, list[bytes], int]
+"""What goes into one log file: where it begins, its pieces, and how many entries there are with it and before it."""
+
+Wrote = Callable[[int, list[ConsumeQueue], list[int]], None]
+"""Told after each write: the end of the log; and of each new entry, in order, its queue and its tags code."""
 
 BitMapOf = Callable[[str, bytes], bytes | None]
 """From a message's topic and stored properties: which filters are true of it, or None."""
@@ -61,7 +64,7 @@ _NO_ENTRY = TRANSACTION_PREPARED
 
 
 class Appender:
-    """Builds records, assigns offsets and writes; `wrote` is told (end of the log, new entries) after each write.
+    """Builds records, assigns offsets and writes; `wrote` is told after each write.
 
     `failed` is told the reason when the log cannot be trusted any more; from then on `refuse` answers everything.
     """
@@ -74,7 +77,7 @@ class Appender:
         *,
         store_host: Host,
         body_size_max: int,
-        wrote: Callable[[int, Staged], None],
+        wrote: Wrote,
         failed: Callable[[StoreFailedError], None],
     ) -> None:
         self._log = log
@@ -112,12 +115,14 @@ class Appender:
         if self.refusal is not None:
             return self._refuse_all(messages, AppendStatus.SERVICE_NOT_AVAILABLE, self.refusal)
         log = self._log
+        file_size = log.files.file_size
         position = segment_start = log.position
-        file_end = log.file_end
+        file_end = position - position % file_size + file_size
         parts: list[bytes] = []
-        staged: Staged = []
+        queues: list[ConsumeQueue] = []
+        codes: list[int] = []
         results: list[AppendResult] = []
-        earlier: list[tuple[int, list[bytes], int]] = []
+        earlier: list[Segment] = []
         if together and _size_bound(messages) > file_end - position:
             fits = self._check_together(messages, file_end - position)
             if isinstance(fits, list):
@@ -125,15 +130,16 @@ class Appender:
             if not fits:
                 earlier.append((segment_start, [encode_blank(file_end - position)], 0))
                 position = segment_start = file_end
-                file_end += log.files.file_size
+                file_end += file_size
         wall = wall_ms()
-        now = max(wall, self.last_time_ms)
-        table = self._queues.table
-        unwritten = self._queues.unwritten
+        now = wall if wall > self.last_time_ms else self.last_time_ms
+        find = self._queues.table.get
         body_size_max = FRAME_SIZE_MAX_BYTES if accepted else self._body_size_max
+        room_end = file_end - BLANK_SIZE_BYTES
         store_address, store_port = self.store_host
         born_host: Host | None = None
-        born_address, born_port, hosts_are_v4 = b"", 0, False
+        born_ms = sys_flag = reconsume_times = prepared_offset = 0
+        is_v4, has_entry, shared = False, True, b""
         for message in messages:  # the hot loop: a call more in it costs more than most of what it does
             properties = message.properties
             if isinstance(properties, str):
@@ -141,7 +147,7 @@ class Appender:
             properties_size = len(properties)
             body = message.body
             body_size = len(body)
-            queue = table.get((message.topic, message.queue_id)) or self._new_queue(message.topic, message.queue_id)
+            queue = find((message.topic, message.queue_id)) or self._new_queue(message.topic, message.queue_id)
             if (
                 queue is None
                 or body_size > body_size_max
@@ -150,35 +156,46 @@ class Appender:
             ):
                 illegal = self._illegal(message.topic, message.queue_id, message.body, properties)
                 if together:
-                    self._take_back(staged, 0)
+                    self._take_back(queues, 0)
                     return self._refuse_all(messages, illegal.status, illegal.remark)
                 results.append(illegal)
                 continue
             if properties_size != queue.properties_size:
-                queue.properties_size = properties_size
-                queue.record_middle = queue.topic_field + properties_size.to_bytes(2, "big")
-            middle = queue.record_middle
-            sys_flag = message.sys_flag
-            if message.born_host is not born_host:  # messages of one connection share it
-                born_host = message.born_host
-                born_address, born_port = born_host
-                hosts_are_v4 = len(born_address) == len(store_address) == 4
-            is_v4 = hosts_are_v4 and not sys_flag & _HOSTS_V6
-            if is_v4:
-                size = _FIXED_BYTES + len(middle) + body_size + properties_size
-            else:
-                size = record_size(queue.topic_field, body, properties, message.born_host, self.store_host)
-            if position + size + BLANK_SIZE_BYTES > file_end:
-                if size + BLANK_SIZE_BYTES > log.files.file_size:
-                    results.append(self._too_long(size))
-                    continue
-                parts.append(encode_blank(file_end - position))
-                earlier.append((segment_start, parts, len(staged)))
-                parts = []
-                position = segment_start = file_end
-                file_end += log.files.file_size
-            queue_offset = 0 if sys_flag & _NO_ENTRY else queue.next_offset
+                queue.note_properties_size(properties_size)
             try:
+                if (
+                    message.born_timestamp_ms != born_ms
+                    or message.born_host is not born_host  # messages of one connection share it
+                    or message.sys_flag != sys_flag
+                    or message.reconsume_times != reconsume_times
+                    or message.prepared_transaction_offset != prepared_offset
+                ):
+                    born_ms, born_host, sys_flag = message.born_timestamp_ms, message.born_host, message.sys_flag
+                    reconsume_times, prepared_offset = message.reconsume_times, message.prepared_transaction_offset
+                    has_entry = not sys_flag & _NO_ENTRY
+                    address, port = born_host
+                    is_v4 = len(address) == len(store_address) == 4 and not sys_flag & _HOSTS_V6
+                    if is_v4:
+                        shared = pack_shared_v4(
+                            sys_flag, born_ms, address, port, now, store_address, store_port, reconsume_times,
+                            prepared_offset,
+                        )  # fmt: skip
+                if is_v4:
+                    size = queue.record_rest_bytes + body_size
+                else:
+                    size = record_size(queue.topic_field, body, properties, message.born_host, self.store_host)
+                end = position + size
+                if end > room_end:
+                    if size + BLANK_SIZE_BYTES > file_size:
+                        results.append(self._too_long(size))
+                        continue
+                    parts.append(encode_blank(file_end - position))
+                    earlier.append((segment_start, parts, len(queues)))
+                    parts = []
+                    position = segment_start = file_end
+                    file_end += file_size
+                    room_end, end = file_end - BLANK_SIZE_BYTES, position + size
+                queue_offset = queue.next_offset if has_entry else 0
                 if is_v4:
                     parts += (
                         pack_head_v4(
@@ -189,19 +206,11 @@ class Appender:
                             message.flag,
                             queue_offset,
                             position,
-                            sys_flag,
-                            message.born_timestamp_ms,
-                            born_address,
-                            born_port,
-                            now,
-                            store_address,
-                            store_port,
-                            message.reconsume_times,
-                            message.prepared_transaction_offset,
+                            shared,
                             body_size,
                         ),
                         body,
-                        middle,
+                        queue.record_middle,
                         properties,
                     )
                 else:
@@ -209,28 +218,31 @@ class Appender:
             except (struct.error, ProtocolError) as error:
                 remark = f"a field of the message does not fit the stored record: {error}"
                 if together:
-                    self._take_back(staged, 0)
+                    self._take_back(queues, 0)
                     return self._refuse_all(messages, AppendStatus.MESSAGE_ILLEGAL, remark)
                 results.append(AppendResult(AppendStatus.MESSAGE_ILLEGAL, remark=remark))
+                born_host = None  # what it has is packed for nobody after it
                 continue
-            if not sys_flag & _NO_ENTRY:
+            if has_entry:
                 code = entry_code = message.tags_code
                 if not queue.is_plain:
                     code, entry_code = self._codes(queue, properties, now, wall, code)
-                if not queue.tail:
-                    unwritten[queue] = None
-                queue.tail += _pack_entry(position, size, entry_code)
+                tail = queue.tail
+                if not tail:
+                    self._queues.unwritten[queue] = None
+                tail += _pack_entry(position, size, entry_code)
                 queue.next_offset = queue_offset + 1
-                staged.append((queue, code))
+                queues.append(queue)
+                codes.append(code)
             results.append(AppendResult(_OK, position, size, queue_offset, now))
-            position += size
+            position = end
         if not parts and not earlier:
             return results
         if others:
-            self._enter(others, results[0], messages[0].tags_code, staged)
+            self._enter(others, results[0], messages[0].tags_code, queues, codes)
         self.last_time_ms = now
         self.calls += 1
-        failure = self._write([*earlier, (segment_start, parts, len(staged))], staged)
+        failure = self._write([*earlier, (segment_start, parts, len(queues))], queues, codes)
         if failure is not None:
             self._refuse_from(log.position, results, failure)
         return results
@@ -256,7 +268,7 @@ class Appender:
         items = batch.items
         total = len(items) * (_FIXED_BYTES + len(queue.topic_field) + 2)
         total += sum([len(body) + len(properties) for _, body, properties in items])
-        segments: list[tuple[int, list[bytes], int]] = []
+        segments: list[Segment] = []
         position = log.position
         if position + total + BLANK_SIZE_BYTES > log.file_end:
             if total + BLANK_SIZE_BYTES > log.files.file_size:
@@ -272,7 +284,7 @@ class Appender:
         entries: list[bytes] = []
         properties_size, middle = -1, b""
         try:
-            shared = pack_batch_middle_v4(
+            shared = pack_shared_v4(
                 batch.sys_flag, batch.born_timestamp_ms, born_address, born_port, now, store_address, store_port,
                 batch.reconsume_times, 0,
             )  # fmt: skip
@@ -286,9 +298,7 @@ class Appender:
                 size = _FIXED_BYTES + len(middle) + body_size + properties_size
                 crc = crc32(body) & 0x7FFFFFFF
                 parts += (
-                    pack_batch_head_v4(size, MAGIC_V1, crc, queue_id, flag, queue_offset, position),
-                    shared,
-                    pack_body_size(body_size),
+                    pack_head_v4(size, MAGIC_V1, crc, queue_id, flag, queue_offset, position, shared, body_size),
                     body,
                     middle,
                     properties,
@@ -306,8 +316,8 @@ class Appender:
         queue.next_offset = queue_offset
         self.last_time_ms = now
         self.calls += 1
-        staged: Staged = [(queue, code) for code in batch.tags_codes]
-        failure = self._write([*segments, (start, parts, len(staged))], staged)
+        count = len(offsets)
+        failure = self._write([*segments, (start, parts, count)], [queue] * count, [*batch.tags_codes])
         if failure is not None:
             return BatchResult(AppendStatus.SERVICE_NOT_AVAILABLE, remark=failure)
         return BatchResult(_OK, offsets, first_offset, position, now)
@@ -323,7 +333,14 @@ class Appender:
         bit_map_of = self.bit_map_of
         return code, ext.put(code, now, None if bit_map_of is None else bit_map_of(queue.topic, properties))
 
-    def _enter(self, others: Sequence[ConsumeQueue], result: AppendResult, code: int, staged: Staged) -> None:
+    def _enter(
+        self,
+        others: Sequence[ConsumeQueue],
+        result: AppendResult,
+        code: int,
+        queues: list[ConsumeQueue],
+        codes: list[int],
+    ) -> None:
         """Put the entry of the message with this result into more queues than its own."""
         if result.status is _OK:
             for queue in others:
@@ -331,7 +348,8 @@ class Appender:
                     self._queues.unwritten[queue] = None
                 queue.tail += _pack_entry(result.physical_offset, result.size_bytes, code)
                 queue.next_offset += 1
-                staged.append((queue, code))
+                queues.append(queue)
+                codes.append(code)
             self.messages -= len(others)  # it counts entries
 
     def _encode_v6(
@@ -354,45 +372,43 @@ class Appender:
             message.prepared_transaction_offset,
         )
 
-    def _write(self, segments: list[tuple[int, list[bytes], int]], staged: Staged) -> str | None:
+    def _write(self, segments: list[Segment], queues: list[ConsumeQueue], codes: list[int]) -> str | None:
         """Write each segment in its file and tell of what was written; when not all was, a sentence that says why."""
         log = self._log
+        begin = log.position
         kept = 0
         remark: str | None = None
         try:
-            size = log.files.file_size
             for start, _, _ in segments:
-                log.make_file(start - start % size)
-            last = segments[-1][0]
+                log.make_file(start)
             for start, parts, count in segments:
+                log.position = start
                 log.write(start, b"".join(parts))
                 kept = count
-                if start != last:
-                    log.skip_to(start - start % size + size)
         except LogFullError as error:
-            self._take_back(staged, kept)
+            self._take_back(queues, kept)
             busy = isinstance(error, LogBusyError)
             remark = str(error) if busy else f"the disk is full or refuses the write ({error}): make room"
             if not self._full:
                 self._full = True
                 _log.warning("senders are refused: %s", remark)
         except StoreFailedError as error:
-            self._take_back(staged, kept)
+            self._take_back(queues, kept)
             remark = str(error)
             self._failed(error)
         else:
             if self._full:
                 self._full = False
                 _log.warning("senders are served again: the disk takes the log's writes")
-        if kept < len(staged):
-            del staged[kept:]
-        self.messages += len(staged)
-        self.bytes += log.position - segments[0][0]
-        self._wrote(log.position, staged)
+        if remark is not None:
+            del queues[kept:], codes[kept:]
+        self.messages += len(queues)
+        self.bytes += log.position - begin
+        self._wrote(log.position, queues, codes)
         return remark
 
-    def _take_back(self, staged: Staged, kept: int) -> None:
-        for queue, _ in staged[kept:]:
+    def _take_back(self, queues: list[ConsumeQueue], kept: int) -> None:
+        for queue in queues[kept:]:
             queue.next_offset -= 1
             entry = queue.tail[-ENTRY_SIZE_BYTES:]
             del queue.tail[-ENTRY_SIZE_BYTES:]

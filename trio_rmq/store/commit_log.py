@@ -20,7 +20,6 @@ from trio_rmq.wire.record import (
     CheckedRecord,
     RecordKind,
     check_record,
-    encode_blank,
 )
 
 SIZE_KEY = "mappedFileSizeCommitLog"
@@ -46,6 +45,8 @@ class CommitLog:
         """Physical offset of the next record, in bytes."""
         self.unsynced_starts: list[int] = []
         """First offsets of the files written since the last sync; each is pinned open once."""
+        self._file_start, self._file_end, self._handle = 0, 0, -1
+        """The file that was written last; its handle is good while `unsynced_starts` has it."""
 
     def load(self, *, unclean: bool, synced_before_ms: int) -> None:
         """Read the folder.  Files after a missing one hold nothing that was synced, or the start stops."""
@@ -72,10 +73,10 @@ class CommitLog:
         return self.position - self.position % size + size
 
     def make_file(self, start: int) -> None:
-        """Make sure that the file beginning at `start` exists; LogFullError when there is no room for it."""
-        if self.files.locate(start) is None:
+        """Make sure that the file which holds `start` exists; LogFullError when there is no room for it."""
+        if not self._file_start <= start < self._file_end and self.files.locate(start) is None:
             try:
-                self.files.append_file(start)
+                self.files.append_file(start - start % self.files.file_size)
             except OSError as error:
                 raise LogFullError(self._sentence(error)) from error
 
@@ -96,9 +97,11 @@ class CommitLog:
     def prepare(self, start: int) -> None:
         """See to it that the file which holds `start` is open until its next sync; raises as `write` does."""
         file_start = start - start % self.files.file_size
-        if file_start not in self.unsynced_starts:
+        if file_start in self.unsynced_starts:
+            self._handle = self.files.handle(file_start)
+        else:
             try:
-                self.files.pin(file_start)
+                self._handle = self.files.pin(file_start)
             except FileNotFoundError as error:
                 raise StoreFailedError(
                     f"{self.files.path(file_start)} was deleted while in use: bring it back from a copy, or start "
@@ -107,22 +110,18 @@ class CommitLog:
             except OSError as error:
                 raise LogFullError(self._sentence(error)) from error
             self.unsynced_starts.append(file_start)
+        self._file_start, self._file_end = file_start, file_start + self.files.file_size
 
     def store(self, start: int, data: bytes) -> None:
         """Write `data` at `start` into its file; `position` stays where it is.  Raises as `write` does."""
-        self.prepare(start)
+        if not self._file_start <= start < self._file_end or self._file_start not in self.unsynced_starts:
+            self.prepare(start)
         try:
-            self.files.write(start, data)
+            written = self._disk.pwrite(self._handle, data, start - self._file_start)
+            if written < len(data):
+                self.files.write(start + written, memoryview(data)[written:])
         except OSError as error:
             self.undo(start, len(data), error)
-
-    def end_file(self) -> bytes:
-        """The filler that ends the current file, to be written at `position`; then continue at `file_end`."""
-        return encode_blank(self.file_end - self.position)
-
-    def skip_to(self, position: int) -> None:
-        """Go on at `position`, the start of the next file, after a filler was written."""
-        self.position = position
 
     def undo(self, start: int, size: int, error: OSError) -> None:
         """Zero what a failed write may have left, and raise what `write` does for `error`.

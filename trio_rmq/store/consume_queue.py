@@ -20,7 +20,7 @@ from trio_rmq.errors import StoreError
 from trio_rmq.store.consume_queue_ext import ConsumeQueueExt
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.log_files import FileHandles, LogFiles
-from trio_rmq.wire.record import encode_topic
+from trio_rmq.wire.record import RECORD_SIZE_MIN_BYTES, encode_topic
 
 ENTRY_SIZE_BYTES = 20
 ENTRY = struct.Struct(">qiq")
@@ -42,18 +42,22 @@ class ConsumeQueue:
     """One queue of one topic.  Offsets count entries; the physical offsets inside them are bytes of the commit log."""
 
     __slots__ = (
-        "_min_for_physical", "_min_offset", "ext", "files", "is_delay", "is_plain", "magic", "next_offset",
-        "properties_size", "queue_id", "record_middle", "tail", "topic", "topic_field", "visible", "written",
+        "_min_for_physical", "_min_offset", "ext", "files", "is_delay", "is_plain", "key", "magic", "next_offset",
+        "properties_size", "queue_id", "record_middle", "record_rest_bytes", "tail", "topic", "topic_field", "visible",
+        "written",
     )  # fmt: skip
 
     def __init__(self, topic: str, queue_id: int, files: LogFiles, ext: ConsumeQueueExt | None = None) -> None:
         self.topic = topic
         self.queue_id = queue_id
+        self.key = (topic, queue_id)
         self.files = files
         self.topic_field, self.magic = encode_topic(topic)
         self.properties_size = -1
         self.record_middle = b""
         """The bytes between body and properties of a record whose properties have `properties_size` bytes."""
+        self.record_rest_bytes = 0
+        """How many bytes such a record has without its body, when its hosts are IPv4 ones."""
         self.ext = ext
         """The extension files, when the store has such."""
         self.is_delay = topic == DELAY_TOPIC
@@ -65,6 +69,12 @@ class ConsumeQueue:
         self.next_offset = 0
         self._min_offset = 0
         self._min_for_physical = -1
+
+    def note_properties_size(self, size_bytes: int) -> None:
+        """Have `record_middle` and `record_rest_bytes` fit properties of this size."""
+        self.properties_size = size_bytes
+        self.record_middle = self.topic_field + size_bytes.to_bytes(2, "big")
+        self.record_rest_bytes = RECORD_SIZE_MIN_BYTES - 3 + len(self.record_middle) + size_bytes
 
     def load(self, *, unclean: bool) -> None:
         """Find the queue's end in its files; entries after an empty one, or after a missing file, do not count."""

@@ -94,7 +94,8 @@ class LogFlusher:
         self._synced = synced
         self._failed = failed
         self._wake = trio.Event()
-        self._idle = True
+        self.idle = True
+        """Whether nothing waits for a sync, so that `wrote` does something."""
         self._next = _Round()
         self._running: _Round | None = None
         self.failure: StoreFailedError | None = None
@@ -106,8 +107,8 @@ class LogFlusher:
 
     def wrote(self) -> None:
         """Records were written: see to it that they get synced."""
-        if self._idle:
-            self._idle = False
+        if self.idle:
+            self.idle = False
             self._wake.set()
 
     def fail(self, reason: StoreFailedError) -> None:
@@ -147,7 +148,7 @@ class LogFlusher:
                 await trio.lowlevel.checkpoint()
                 await trio.lowlevel.checkpoint()
             self._wake = trio.Event()
-            self._idle = True
+            self.idle = True
             await self.sync()
             flushed_at = trio.current_time()
 
@@ -276,11 +277,14 @@ class QueueFlusher:
         self._least_bytes = least_pages * _PAGE_BYTES
         self._visible_time_ms = visible_time_ms
         self._wake = trio.Event()
+        self.idle = True
+        """Whether no entries wait, so that `wrote` does something."""
         self._complained = False
         self._failed = False
 
     def wrote(self) -> None:
         """Entries became visible: see to it that they reach their files."""
+        self.idle = False
         self._wake.set()
 
     async def run(self) -> None:
@@ -294,6 +298,7 @@ class QueueFlusher:
                     next_sync = trio.current_time() + self._thorough_seconds
             if self._wake.is_set():
                 self._wake = trio.Event()
+                self.idle = True
                 await self.write_out(least_bytes=self._least_bytes)
             if trio.current_time() >= next_sync or self._much_is_unmarked():
                 next_sync = math.inf
@@ -316,7 +321,7 @@ class QueueFlusher:
                             queue.files.directory, error.strerror or error,
                         )  # fmt: skip
                     self._complained = True
-                    self._wake.set()
+                    self.wrote()
                     return
             if count % _QUEUES_A_SLICE == 0:
                 await trio.lowlevel.checkpoint()

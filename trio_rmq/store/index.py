@@ -44,6 +44,7 @@ from trio_rmq.store.messages import AppendResult, AppendStatus, BatchResult, New
 from trio_rmq.wire.record import RecordKind, check_record
 
 _log = getLogger(__name__)
+_PUT_OK = AppendStatus.PUT_OK
 
 GROUP_KEYS_MAX = 100_000
 """Most keys that wait in memory: 2 MB; a group that large has some 20 of them in each page of slots."""
@@ -103,6 +104,8 @@ class Index:
         self._pending = Pending()
         self._changed_directories: set[str] = set()
         self._wake = trio.Event()
+        self.idle = True
+        """Whether the service sleeps, so that `wrote` does something."""
         self._lock = trio.Lock()
         self._failed = self._complained = self._loaded = self._was_clean = False
         self._fresh: deque[FreshKeys] = deque()
@@ -155,7 +158,7 @@ class Index:
         self.position = self._first_missing()
         behind = self._visible_end() - self.position
         if behind > 0:
-            self._wake.set()
+            self.wrote()
         if behind > _BEHIND_WORTH_TELLING_BYTES:
             _log.info("%s: the keys of the log's last %d bytes are made again", self._directory, behind)
 
@@ -197,6 +200,7 @@ class Index:
             await self._wake.wait()
             await trio.sleep(_GATHER_SECONDS)
             self._wake = trio.Event()
+            self.idle = True
             while True:
                 if len(self._pending.hashes) >= GROUP_KEYS_MAX:
                     await self.flush()
@@ -206,6 +210,7 @@ class Index:
 
     def wrote(self) -> None:
         """Records became visible: see to it that they are found."""
+        self.idle = False
         self._wake.set()
 
     def appended(self, messages: Sequence[NewMessage], results: Sequence[AppendResult]) -> None:
@@ -213,25 +218,27 @@ class Index:
 
         Not the first of a transaction, whose keys the record decides, nor those after it.
         """
-        last = results[-1]
-        if last.status is AppendStatus.PUT_OK and self._is_next(results[0].physical_offset):
+        if (
+            results[-1].status is _PUT_OK
+            and results[0].physical_offset == (self._fresh_end if self._fresh else self.position)
+            and self._fresh_messages < _FRESH_MESSAGES_MAX
+        ):
             fresh = fresh_keys(messages, results)
             if fresh is not None:
                 self._keep(fresh)
 
     def appended_batch(self, batch: NewBatch, result: BatchResult) -> None:
         """The same for a batch."""
-        if self._is_next(result.physical_offsets[0]):
+        if (
+            result.physical_offsets[0] == (self._fresh_end if self._fresh else self.position)
+            and self._fresh_messages < _FRESH_MESSAGES_MAX
+        ):
             self._keep(fresh_keys_of_batch(batch, result))
 
-    def _is_next(self, physical_offset: int) -> bool:
-        return physical_offset == (self._fresh_end if self._fresh else self.position)
-
     def _keep(self, fresh: FreshKeys) -> None:
-        if self._fresh_messages < _FRESH_MESSAGES_MAX:
-            self._fresh.append(fresh)
-            self._fresh_messages += len(fresh.rows)
-            self._fresh_end = fresh.end
+        self._fresh.append(fresh)
+        self._fresh_messages += len(fresh.offsets)
+        self._fresh_end = fresh.end
 
     async def close(self) -> bool:
         """Bring the files up to the log's end; False when that failed, so that the next start must look after them.
@@ -279,7 +286,7 @@ class Index:
             if fresh.end > end:
                 return False
             self._fresh.popleft()
-            self._fresh_messages -= len(fresh.rows)
+            self._fresh_messages -= len(fresh.offsets)
             if fresh.start == self.position:
                 take_appended(fresh, self._pending)
                 self.position = fresh.end
@@ -350,7 +357,7 @@ class Index:
                 return False
             self._complained = False
             if self.position < self._visible_end():
-                self._wake.set()
+                self.wrote()
             return True
 
     def _ready(self) -> int:

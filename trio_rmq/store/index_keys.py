@@ -11,7 +11,6 @@ import struct
 from array import array
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import repeat
 
 import msgspec
 
@@ -142,13 +141,15 @@ def _head_hash(topic: bytes, head: bytes) -> int:
 class FreshKeys(msgspec.Struct, gc=False):
     """What the index needs of records just appended, from physical offset `start` to `end`, all stored at `time_ms`.
 
-    A row is a message's topic, its stored properties and its physical offset.
+    Of each: its topic, its stored properties and its physical offset.
     """
 
     start: int
     end: int
     time_ms: int
-    rows: list[tuple[str, str | bytes, int]]
+    topics: Sequence[str]
+    properties: Sequence[str | bytes]
+    offsets: Sequence[int]
 
 
 def fresh_keys(messages: Sequence[NewMessage], results: Sequence[AppendResult]) -> FreshKeys | None:
@@ -157,25 +158,41 @@ def fresh_keys(messages: Sequence[NewMessage], results: Sequence[AppendResult]) 
     The last message was stored; None also when others were stored at another time than it.
     """
     last = results[-1]
-    if results[0].store_timestamp_ms != last.store_timestamp_ms:
+    time_ms = last.store_timestamp_ms
+    if results[0].store_timestamp_ms != time_ms:
         return None
     end = last.physical_offset + last.size_bytes
-    rows = []
+    offsets = [result.physical_offset for result in results]
+    flags = [message.sys_flag for message in messages]
+    if min(offsets) < 0 or any(flags):
+        messages, offsets, end = _before_transaction(messages, results, end)
+        if not offsets:
+            return None
+    topics = [message.topic for message in messages]
+    return FreshKeys(offsets[0], end, time_ms, topics, [message.properties for message in messages], offsets)
+
+
+def _before_transaction(
+    messages: Sequence[NewMessage], results: Sequence[AppendResult], end: int
+) -> tuple[Sequence[NewMessage], list[int], int]:
+    """The stored messages before the first of a transaction, their physical offsets, and where they end."""
+    kept, offsets = [], []
     for message, result in zip(messages, results, strict=True):
-        if message.sys_flag & TRANSACTION_MASK:
-            if result.status is _PUT_OK:
+        if result.status is _PUT_OK:
+            if message.sys_flag & TRANSACTION_MASK:
                 end = result.physical_offset
                 break
-        elif result.status is _PUT_OK:
-            rows.append((message.topic, message.properties, result.physical_offset))
-    return FreshKeys(rows[0][2], end, last.store_timestamp_ms, rows) if rows else None
+            kept.append(message)
+            offsets.append(result.physical_offset)
+    return kept, offsets, end
 
 
 def fresh_keys_of_batch(batch: NewBatch, result: BatchResult) -> FreshKeys:
     """Of a batch that was stored."""
+    offsets = result.physical_offsets
     properties = [item[2] for item in batch.items]
-    rows: list[tuple[str, str | bytes, int]] = list(zip(repeat(batch.topic), properties, result.physical_offsets))
-    return FreshKeys(result.physical_offsets[0], result.end_physical_offset, result.store_timestamp_ms, rows)
+    end, time_ms = result.end_physical_offset, result.store_timestamp_ms
+    return FreshKeys(offsets[0], end, time_ms, [batch.topic] * len(offsets), properties, offsets)
 
 
 def take_appended(fresh: FreshKeys, pending: Pending) -> None:
@@ -183,7 +200,7 @@ def take_appended(fresh: FreshKeys, pending: Pending) -> None:
     last_topic, last_head, moved = "", "", 0
     time_ms = fresh.time_ms
     add_hash, add_offset, add_time = pending.hashes.append, pending.offsets.append, pending.times_ms.append
-    for topic, properties, offset in fresh.rows:
+    for topic, properties, offset in zip(fresh.topics, fresh.properties, fresh.offsets, strict=True):
         text = properties if isinstance(properties, str) else properties.decode("latin-1")  # the same, if ASCII
         # Nearly all have their unique key at the start, no other, and differ from the one before in its tail only.
         if (

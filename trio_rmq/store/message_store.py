@@ -65,7 +65,10 @@ class MessageStore(StoreParts):
         and the others go on.  Wait with `wait_durable` for the end of the last record to know it synced.
         With `accepted` the bodies are of messages stored here before, and maxMessageSize does not count.
         """
-        return self._append(messages, accepted=accepted)
+        results = self._put(messages, accepted=accepted)
+        if self._index is not None and results:
+            self._index.appended(messages, results)
+        return results
 
     def append_batch(self, batch: NewBatch) -> BatchResult:
         """Append all messages of a batch back to back in one log file, or none.  Promises what `append` does."""
@@ -76,12 +79,7 @@ class MessageStore(StoreParts):
 
     def append_together(self, messages: Sequence[NewMessage]) -> list[AppendResult]:
         """`append`, but all are stored back to back in one log file, or none is and all get the same status."""
-        return self._append(messages, together=True)
-
-    def _append(
-        self, messages: Sequence[NewMessage], *, together: bool = False, accepted: bool = False
-    ) -> list[AppendResult]:
-        results = self._put(messages, together=together, accepted=accepted)
+        results = self._put(messages, together=True)
         if self._index is not None and results:
             self._index.appended(messages, results)
         return results

@@ -7,7 +7,7 @@ entries count and whoever waits is told (`_publish`).  Source of the order: Rock
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from logging import getLogger
 
 import trio
@@ -15,10 +15,10 @@ import trio
 from trio_rmq.config import MessageStoreConfig
 from trio_rmq.errors import StoreFailedError
 from trio_rmq.limits import STORE_HANDLES_MAX, TRANSIENT_POOL_MAX_BYTES
-from trio_rmq.store.append import Appender, Staged
+from trio_rmq.store.append import Appender
 from trio_rmq.store.checkpoint import Checkpoint
 from trio_rmq.store.commit_log import CommitLog
-from trio_rmq.store.consume_queue import ConsumeQueues, ExtFiles
+from trio_rmq.store.consume_queue import ConsumeQueue, ConsumeQueues, ExtFiles
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.dispatch import DelayLevels
 from trio_rmq.store.flush import LogFlusher, QueueFlusher
@@ -144,7 +144,7 @@ class StoreParts:
             refuse=self._refuse,
         )
         self._entries = 0
-        self._unsynced: deque[tuple[int, int, Staged]] = deque()
+        self._unsynced: deque[tuple[int, int, list[ConsumeQueue], list[int]]] = deque()
         self._visible_time_ms = 0
         self._failed_event = trio.Event()
         self._fences_file = ConfigFile(f"{root}/config/topicFences.json", disk=disk)
@@ -156,6 +156,8 @@ class StoreParts:
         """What opening found."""
         self.on_arrival: OnArrival | None = None
         """Called for each message at the moment it becomes visible, in order; must not wait, append or raise."""
+        self.awaited: Collection[tuple[str, int]] | None = None
+        """The queues, by topic and queue id, whose messages alone are told to `on_arrival`; None: all are."""
 
     @property
     def max_physical_offset(self) -> int:
@@ -190,17 +192,18 @@ class StoreParts:
         self._entries = sum([queue.next_offset for queue in self._queues.table.values()])
         self._log_flusher.synced_place = None
 
-    def _wrote(self, end: int, staged: Staged) -> None:
-        self._entries += len(staged)
+    def _wrote(self, end: int, queues: list[ConsumeQueue], codes: list[int]) -> None:
+        self._entries += len(queues)
         if self._defers:
-            self._unsynced.append((end, self._appender.last_time_ms, staged))
+            self._unsynced.append((end, self._appender.last_time_ms, queues, codes))
             if self._commit_service is not None:
                 self._commit_service.wrote()
                 return  # the flusher is told when there is something in the files
         else:
             self._visible_time_ms = self._appender.last_time_ms
-            self._publish(staged)
-        self._log_flusher.wrote()
+            self._publish(queues, codes)
+        if self._log_flusher.idle:
+            self._log_flusher.wrote()
 
     def _on_written(self, offset: int) -> None:
         self._on_synced(offset)
@@ -214,24 +217,27 @@ class StoreParts:
         """How many queue entries there are of the records in the files."""
         if self._commit_service is None:
             return self._entries
-        return self._entries - sum([len(staged) for _, _, staged in self._unsynced])
+        return self._entries - sum([len(queues) for _, _, queues, _ in self._unsynced])
 
     def _on_synced(self, offset: int) -> None:
         unsynced = self._unsynced
         while unsynced and unsynced[0][0] <= offset:
-            _, self._visible_time_ms, staged = unsynced.popleft()
-            self._publish(staged)
+            _, self._visible_time_ms, queues, codes = unsynced.popleft()
+            self._publish(queues, codes)
 
-    def _publish(self, staged: Staged) -> None:
-        for queue, _ in staged:
+    def _publish(self, queues: list[ConsumeQueue], codes: list[int]) -> None:
+        for queue in queues:
             queue.visible += 1
-        self._queue_flusher.wrote()
-        if self._index is not None:
-            self._index.wrote()
-        on_arrival = self.on_arrival
-        if on_arrival is not None:
-            for queue, code in staged:
-                on_arrival(queue.topic, queue.queue_id, queue.visible, code)
+        if self._queue_flusher.idle:
+            self._queue_flusher.wrote()
+        index = self._index
+        if index is not None and index.idle:
+            index.wrote()
+        on_arrival, awaited = self.on_arrival, self.awaited
+        if on_arrival is not None and (awaited is None or awaited):
+            for queue, code in zip(queues, codes, strict=True):
+                if awaited is None or queue.key in awaited:
+                    on_arrival(queue.topic, queue.queue_id, queue.visible, code)
 
     def _refuse(self, sentence: str | None) -> None:
         if self.failure is None:

@@ -122,7 +122,7 @@ def _tell_arrivals(store: MessageStore, interposer: Interposer) -> None:
             wake_pulls(topic, queue_id, max_offset, tags_code)
         interposer.changed()
 
-    store.on_arrival = arrived
+    store.on_arrival, store.awaited = arrived, None
 
 
 @contextmanager

@@ -20,13 +20,6 @@ _HEAD_SIZE_BYTES = _HEAD.size
 _SHORT = struct.Struct(">h")
 _MESSAGE_ILLEGAL = 13
 
-pack_batch_head_v4 = struct.Struct(">iiiiiqq").pack
-pack_batch_middle_v4 = struct.Struct(">iq4siq4siiq").pack
-pack_body_size = struct.Struct(">i").pack
-"""The head of the stored records of a batch, as `wire.record.pack_head_v4` packs it, in three pieces: what differs
-between them (size, magic, body CRC, queue id, flag, queue offset, physical offset); what they share (sysFlag, time,
-address and port of birth, time, address and port of the store, reconsume times, prepared offset); the body size."""
-
 
 class BatchItem(msgspec.Struct, gc=False):
     """One message of a batch: user flag, body, stored properties text."""

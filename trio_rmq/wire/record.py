@@ -58,10 +58,12 @@ _LONG = struct.Struct(">q")
 _SHORT = struct.Struct(">h")
 
 _pack_head = _HEAD.pack
-pack_head_v4 = _pack_head
-"""Packs the 88 bytes that precede the body when both hosts are IPv4: for the log's append, which joins a whole run of
-records once.  Arguments: size, magic, body CRC, queue id, flag, queue offset, physical offset, sysFlag, born time, born
-address, born port, store time, store address, store port, reconsume times, prepared offset, body size."""
+pack_shared_v4 = struct.Struct(">iq4siq4siiq").pack
+"""Packs the middle of a head with IPv4 hosts that messages of one sender and millisecond share: sysFlag; time, address
+and port of birth; the same of the store; reconsume times, prepared offset."""
+pack_head_v4 = struct.Struct(">iiiiiqq48si").pack
+"""Packs the 88 bytes before the body, for the log's append, which joins a whole run of records once: size, magic, body
+CRC, queue id, flag, queue offset, physical offset, what `pack_shared_v4` gave, body size."""
 _pack_short = _SHORT.pack
 
 Buffer = bytes | bytearray | memoryview
