@@ -22,27 +22,28 @@ TEXTS = st.builds(
 def test_remembered_is_what_plain_says(texts: list[str]) -> None:
     stored = StoredProperties("c")
     for text in texts:
-        known = stored.known(text)
+        known = stored.known(text.encode())
         plain = stored.plain(text)
         assert known in (None, plain)
-        stored.remember(text, plain)
+        stored.remember(text.encode(), plain)
 
 
 def test_messages_that_differ_in_their_unique_id_are_known() -> None:
     stored = StoredProperties("c")
-    first = "UNIQ_KEY\x01AA\x02WAIT\x01false\x02TAGS\x01t\x02"
+    first = b"UNIQ_KEY\x01AA\x02WAIT\x01false\x02TAGS\x01t\x02"
     assert stored.known(first) is None
-    stored.remember(first, stored.plain(first))
-    expected = ("UNIQ_KEY\x01BBB\x02TAGS\x01t\x02CLUSTER\x01c", tags_code("t"), False)
-    assert stored.known(first.replace("AA", "BBB")) == stored.plain(first.replace("AA", "BBB")) == expected
-    assert stored.known(first.replace("UNIQ_KEY", "OTHER")) is None
+    stored.remember(first, stored.plain(first.decode()))
+    second = first.replace(b"AA", b"BBB")
+    expected = (b"UNIQ_KEY\x01BBB\x02TAGS\x01t\x02CLUSTER\x01c", tags_code("t"), False)
+    assert stored.known(second) == stored.plain(second.decode()) == expected
+    assert stored.known(first.replace(b"UNIQ_KEY", b"OTHER")) is None
 
 
 def test_the_memory_is_bounded() -> None:
     stored = StoredProperties("c")
-    texts = [f"UNIQ_KEY\x01AA\x02KEYS\x01{number}\x02" for number in range(KNOWN_MAX + 1)]
+    texts = [b"UNIQ_KEY\x01AA\x02KEYS\x01%d\x02" % number for number in range(KNOWN_MAX + 1)]
     for text in texts:
-        stored.remember(text, stored.plain(text))
+        stored.remember(text, stored.plain(text.decode()))
     assert stored.known(texts[0]) is None
     assert stored.known(texts[-1]) is not None
 

@@ -22,7 +22,7 @@ FIELDS = st.dictionaries(TEXT, TEXT, max_size=6)
 
 @pytest.fixture(autouse=True)
 def _no_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(binary_codec, "_layouts", LayoutCache())
+    monkeypatch.setattr(binary_codec, "layouts", LayoutCache())
 
 
 def command(fields: dict[str, str] | None = None, **changes: object) -> Command:
@@ -128,13 +128,13 @@ class TestLayout:
         header = header_of((b"a", b"1"), (b"a", b"2"), (b"b", b"3"))
         for _ in range(LEARN_AFTER + 3):
             assert decode_binary_header(header, b"").ext_fields() == {"a": "2", "b": "3"}
-        assert len(binary_codec._layouts) == 1
+        assert len(binary_codec.layouts) == 1
 
 
 class TestLearntLayouts:
     @given(st.lists(st.tuples(TEXT, TEXT), min_size=2, max_size=5), st.data())
     def test_answers_as_the_walk_does(self, fields: list[tuple[str, str]], data: st.DataObject) -> None:
-        cache = binary_codec._layouts = LayoutCache()
+        cache = binary_codec.layouts = LayoutCache()
         header = header_of(*((name.encode(), value.encode()) for name, value in fields))
         for _ in range(LEARN_AFTER):
             decode_binary_header(header, b"")
@@ -168,7 +168,7 @@ class TestLearntLayouts:
             assert decode_binary_header(two, b"").ext_fields() == {"a": "1", "b": "23"}
 
     def test_is_bounded(self) -> None:
-        cache = binary_codec._layouts
+        cache = binary_codec.layouts
         for size in range(LAYOUTS_MAX + 10):
             header = header_of((b"a", b"x" * size), (b"b", b""))
             for _ in range(LEARN_AFTER):
@@ -182,7 +182,7 @@ class TestLearntLayouts:
 
 def outcome(header: bytes, cache: LayoutCache) -> object:
     """The fields a header gives with these layouts, or the kind of error."""
-    binary_codec._layouts = cache
+    binary_codec.layouts = cache
     try:
         return decode_binary_header(header, b"").ext_fields()
     except ProtocolError as error:

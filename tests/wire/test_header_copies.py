@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from trio_rmq.errors import ProtocolError
 from trio_rmq.wire import binary_codec
 from trio_rmq.wire.binary_codec import decode_binary_header, encode_binary_header
-from trio_rmq.wire.binary_layouts import LEARN_AFTER, PROTOTYPES_MAX, BinaryFields, LayoutCache
+from trio_rmq.wire.binary_layouts import LEARN_AFTER, LIKENESSES_MAX, LayoutCache, LikeFields
 from trio_rmq.wire.command import Command, SerializeType
 from trio_rmq.wire.headers import PullMessageRequestHeader, SendMessageRequestHeaderV2
 
@@ -31,10 +31,10 @@ def _header(fields: dict[str, str]) -> bytes:
 def learnt(monkeypatch: pytest.MonkeyPatch) -> LayoutCache:
     """A cache that has met the layout of `_fields`."""
     cache = LayoutCache()
-    monkeypatch.setattr(binary_codec, "_layouts", cache)
-    for _ in range(LEARN_AFTER):
+    monkeypatch.setattr(binary_codec, "layouts", cache)
+    for _ in range(LEARN_AFTER + 1):
         decode_binary_header(_header(_fields()), b"").decode_header(SendMessageRequestHeaderV2)
-    assert len(cache) == 1
+    assert len(cache) == cache.likenesses == 1
     return cache
 
 
@@ -51,7 +51,7 @@ def test_a_copy_has_its_own_time_properties_and_queue() -> None:
     ):
         fields = _fields(e=queue_id, g=time, i=f"KEYS\x01{key}")
         command = decode_binary_header(_header(fields), b"")
-        assert isinstance(command.raw_ext, BinaryFields)
+        assert isinstance(command.raw_ext, LikeFields)
         assert command.ext_fields() == fields
         header = command.decode_header(SendMessageRequestHeaderV2)
         assert header == _expected(fields)
@@ -83,10 +83,10 @@ def test_another_header_type_of_the_same_bytes_is_told_apart() -> None:
 
 
 def test_the_headers_kept_are_bounded(learnt: LayoutCache) -> None:
-    for number in range(10_000, 10_000 + PROTOTYPES_MAX + 10):
+    for number in range(10_000, 10_000 + LIKENESSES_MAX + 10):
         fields = _fields(a=f"{number}")
         decode_binary_header(_header(fields), b"").decode_header(SendMessageRequestHeaderV2)
-    assert len(learnt.prototypes) <= PROTOTYPES_MAX
+    assert learnt.likenesses <= LIKENESSES_MAX
 
 
 _texts = st.text(st.characters(codec="utf-8"), max_size=6)
@@ -107,6 +107,7 @@ def test_any_run_of_headers_reads_as_if_each_were_the_first(runs: list[dict[str,
     for changes in [changes for changes in runs for _ in range(LEARN_AFTER + 1)]:
         header = _header(_fields(**changes))
         command = decode_binary_header(header, b"")
+        assert _told(header) == _told(header, LayoutCache())
         alone = Command(310, serialize_type=SerializeType.ROCKETMQ, raw_ext=_fields(**changes))
         assert command.ext_fields() == alone.ext_fields()
         assert _outcome(command) == _outcome(alone)
@@ -117,3 +118,36 @@ def _outcome(command: Command) -> SendMessageRequestHeaderV2 | str:
         return command.decode_header(SendMessageRequestHeaderV2)
     except ProtocolError as error:
         return str(error).split(" (<")[0]
+
+
+@given(st.data())
+def test_any_bytes_in_a_known_header_are_what_a_walk_over_them_says(data: st.DataObject) -> None:
+    changed = bytearray(_header(_fields()))
+    for at in data.draw(st.lists(st.integers(0, len(changed) - 1), min_size=1, max_size=4)):
+        changed[at] = data.draw(st.one_of(st.integers(0, 255), st.sampled_from(b"019x ")))
+    frame = bytes(changed)
+    assert _told(frame) == _told(frame, LayoutCache())
+    assert _told(frame[:-1]) == _told(frame[:-1], LayoutCache())
+    assert _told(frame + b"x") == _told(frame + b"x", LayoutCache())
+
+
+def test_two_forms_of_one_size_take_turns(learnt: LayoutCache) -> None:
+    longer = {"b": "Orders1", "e": "", "i": "KEYS\x01k1"}
+    for _ in range(3 * LEARN_AFTER):
+        for fields in (_fields(), _fields(**longer)):
+            assert _told(_header(fields)) == _told(_header(fields), LayoutCache())
+
+
+def _told(header: bytes, cache: LayoutCache | None = None) -> tuple[object, ...]:
+    """All that a header says, with these layouts, or how it is refused."""
+    with pytest.MonkeyPatch.context() as patch:
+        if cache is not None:
+            patch.setattr(binary_codec, "layouts", cache)
+        try:
+            command = decode_binary_header(b"before" + header + b"behind", b"body", 6, 6 + len(header))
+        except ProtocolError as error:
+            return error.fatal, str(error)
+        return (
+            command.code, command.flag, command.opaque, command.language, command.version, command.remark, command.body,
+            command.serialize_type, command.ext_fields(), _outcome(command),
+        )  # fmt: skip

@@ -12,14 +12,17 @@ from collections.abc import Mapping
 from trio_rmq.wire import properties as prop
 from trio_rmq.wire.hashing import tags_code
 
-Stored = tuple[str, int, bool]
+Stored = tuple[bytes, int, bool]
 """The properties to store, the tags code of the message's queue entry, and whether its sender waits for the sync."""
 
 KNOWN_MAX = 1024
-"""Most texts remembered; all are forgotten when one more comes."""
+"""Most rests remembered; all are forgotten when one more comes."""
 
-_UNIQUE_KEY = f"{prop.UNIQUE_KEY}\x01"
-_PROPERTY_END = "\x02"
+PROPERTY_END = b"\x02"
+
+UNIQUE_KEY_NAME = f"{prop.UNIQUE_KEY}\x01".encode()
+"""How a text begins whose rest may be remembered."""
+
 _WAIT_TRUE = "\x02WAIT\x01true"
 
 
@@ -30,24 +33,24 @@ class StoredProperties:
         own = {prop.CLUSTER: cluster_name, **(also or {})}
         self._own = prop.format_properties(own)
         self._own_names = [(name, f"{name}{prop.NAME_VALUE_SEPARATOR}") for name in own]
-        self._known: dict[str, Stored] = {}
+        self.rests: dict[bytes, Stored] = {}
+        """By what follows the unique id and its end in a text: what follows the unique id in what is stored of it."""
 
-    def known(self, text: str) -> Stored | None:
+    def known(self, text: bytes) -> Stored | None:
         """`plain` of a text whose like `remember` was called for, but for its unique id; else None."""
-        end = text.find(_PROPERTY_END)
-        if end > 0 and (found := self._known.get(text[end:])) is not None and text.startswith(_UNIQUE_KEY):
-            rest, code, waits = found
-            return text[:end] + rest, code, waits
+        start, _, rest = text.partition(PROPERTY_END)
+        if (found := self.rests.get(rest)) is not None and start.startswith(UNIQUE_KEY_NAME):
+            stored, code, waits = found
+            return start + stored, code, waits
         return None
 
-    def remember(self, text: str, stored: Stored) -> None:
+    def remember(self, text: bytes, stored: Stored) -> None:
         """`stored` is what `plain` made of `text`, and nothing else in it asks for anything."""
-        end = text.find(_PROPERTY_END)
-        start = text[:end]
-        if end > 0 and start.startswith(_UNIQUE_KEY) and stored[0].startswith(start):
-            if len(self._known) >= KNOWN_MAX:
-                self._known.clear()
-            self._known[text[end:]] = stored[0][end:], stored[1], stored[2]
+        start, end, rest = text.partition(PROPERTY_END)
+        if end and start.startswith(UNIQUE_KEY_NAME) and stored[0].startswith(start):
+            if len(self.rests) >= KNOWN_MAX:
+                self.rests.clear()
+            self.rests[rest] = stored[0][len(start) :], stored[1], stored[2]
 
     def plain(self, text: str) -> Stored:
         """Of a message that is delivered at once."""
@@ -55,19 +58,19 @@ class StoredProperties:
         at = text.find(_WAIT_TRUE)
         if at >= 0:  # as clients write it
             after = at + len(_WAIT_TRUE)
-            if text[after : after + 1] in ("", _PROPERTY_END):
+            if text[after : after + 1] in ("", prop.PROPERTY_SEPARATOR):
                 text = text[:at] + text[after:]
         if "WAIT\x01" in text:
             waits = prop.flag_property(text, prop.WAIT, True)
             text = prop.remove_property(text, prop.WAIT)
         text = self.with_own(text)
-        return text, _tags_code(text), waits
+        return text.encode(), _tags_code(text), waits
 
     def deferred(self, text: str) -> Stored:
         """Of a message that waits for something: it keeps WAIT, as in 4.9."""
         waits = prop.flag_property(text, prop.WAIT, True) if "WAIT\x01" in text else True
         text = self.with_own(text)
-        return text, _tags_code(text), waits
+        return text.encode(), _tags_code(text), waits
 
     def with_own(self, text: str) -> str:
         """`text` with the broker's own properties, in the place of those of their names that it may have."""
@@ -76,7 +79,7 @@ class StoredProperties:
                 text = prop.remove_property(text, name)
         if not text:
             return self._own
-        return f"{text}{'' if text[-1] == _PROPERTY_END else _PROPERTY_END}{self._own}"
+        return f"{text}{'' if text[-1] == prop.PROPERTY_SEPARATOR else prop.PROPERTY_SEPARATOR}{self._own}"
 
 
 def _tags_code(text: str) -> int:

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from trio_rmq.errors import ProtocolError
 from trio_rmq.limits import EXT_FIELDS_MAX
-from trio_rmq.wire.binary_layouts import LayoutCache
+from trio_rmq.wire.binary_layouts import AREA_AT, BinaryFields, LayoutCache, LikeFields
 from trio_rmq.wire.codes import RequestCode, ResponseCode
 from trio_rmq.wire.command import Command, SerializeType, outgoing_texts
 
@@ -42,7 +42,7 @@ _REMARK_AT = _HEAD.size
 _INT = struct.Struct(">i")
 _ROCKETMQ = SerializeType.ROCKETMQ
 _LANGUAGE_OTHER = LANGUAGES.index("OTHER")
-_layouts = LayoutCache()
+layouts = LayoutCache()
 
 
 def _cut(code: int) -> int:
@@ -57,6 +57,26 @@ def decode_binary_header(data: bytes, body: bytes, at: int = 0, end: int | None 
     """The command with the binary header data[at:end]; ProtocolError when a length leads outside it."""
     if end is None:
         end = len(data)
+    form = layouts.forms.get(end - at)
+    if form is not None:
+        pieces = form.unpack(data, at)
+        literals = pieces[::2]
+        likeness = form.newest if literals == form.literals else form.find(literals)
+        if likeness is not None and data[at + AREA_AT : end].isascii():
+            values = pieces[1::2]
+            return Command(
+                likeness.code,
+                None,
+                None,
+                body,
+                None,
+                likeness.flag,
+                values[0],
+                likeness.language,
+                likeness.version,
+                _ROCKETMQ,
+                LikeFields(likeness, values),
+            )
     if end - at < _HEAD_WITHOUT_REMARK.size:
         raise ProtocolError(f"binary header of {end - at} bytes is shorter than its fixed part", fatal=True)
     code, language, version, opaque, flag, remark_size, fields_size = _unpack_head(data, at)
@@ -67,10 +87,18 @@ def decode_binary_header(data: bytes, body: bytes, at: int = 0, end: int | None 
         (fields_size,) = _INT.unpack_from(data, fields_at - 4)
     if fields_size < 0 or fields_at + fields_size > end:
         raise ProtocolError(f"binary header states {fields_size} bytes of fields", fatal=True)
-    area = data[fields_at : fields_at + fields_size]
+    fields_end = fields_at + fields_size
+    area = data[fields_at:fields_end]
+    fields: BinaryFields | dict[str, str] | None
     try:
         remark = data[at + _REMARK_AT : fields_at - 4].decode() if remark_size else None
-        fields = _layouts.fields(area) or _walk(area)
+        layout = layouts.layout(area)
+        if layout is None:
+            fields = _walk(area)
+        elif area.isascii() and not remark_size and fields_end == end:
+            fields = BinaryFields(data[at:end], layout)
+        else:
+            fields = layout.fields(area)
     except UnicodeDecodeError as error:
         raise ProtocolError(f"binary header holds text that is not UTF-8: {error}", fatal=True) from None
     return Command(
@@ -94,7 +122,7 @@ def _walk(area: bytes) -> dict[str, str] | None:
     position = 0
     end = len(area)
     fields: dict[str, str] = {}
-    learn = _layouts.wants(len(area))
+    learn = layouts.wants(len(area))
     names: list[str] = []
     places: list[slice] = []
     text = area.decode("latin-1")  # a character a byte, cut far faster than bytes are decoded
@@ -118,7 +146,7 @@ def _walk(area: bytes) -> dict[str, str] | None:
     if len(fields) > EXT_FIELDS_MAX:
         raise ProtocolError(f"{len(fields)} header fields; at most {EXT_FIELDS_MAX}", fatal=True)
     if learn:
-        _layouts.learn(area, names, places)
+        layouts.learn(area, names, places)
     return fields or None
 
 

@@ -1,23 +1,38 @@
-"""Layouts of binary headers met before: names and lengths of all fields at once, where they repeat.
+"""Binary headers like earlier ones: what repeats in them is compared, not decoded.
 
 A client sends the same fields with values of the same lengths most of the time: two headers then differ only in the
-bytes of the values.  A layout holds all other bytes as one number and cuts the values out in one step, in half the time
-of a walk over the fields.  A typed header goes further: one that differs from an earlier one only in its `properties`,
-queue id and 64-bit numbers (offsets, times) is a copy of that one with those replaced, in a quarter of the time.
+bytes of the values.  A `Layout` holds all other bytes as one number and cuts the values out in one step, in half the
+time of a walk over the fields.
 
-Invariants: a layout answers exactly what the walk would, or None; what it answers for was walked once without error;
-the cache is bounded, and nothing but speed depends on it.
+Once a handler has read such a header as its type, a `Form` knows which of its values change from one command to the
+next - `properties`, queue id and 64-bit numbers (offsets, times) - and cuts a header of this size into these and the
+bytes between them, in one step.  Where those bytes were met before, the header is like an earlier one: all that they
+say - code, flag, names, the other values - is shared, and a handler may see by the identity of what is shared that a
+command differs from the one before in nothing else.
+
+Invariants: a layout or form answers exactly what the walk would, or nothing; what it answers for was walked once
+without error; the caches are bounded, and nothing but speed depends on them.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+if TYPE_CHECKING:
+    from trio_rmq.wire.command import Command
+
 HeaderT = TypeVar("HeaderT", bound=msgspec.Struct)
+
+OPAQUE = slice(5, 9)
+"""Where the opaque stands in a binary header."""
+
+AREA_AT = 21
+"""Where the fields begin in a binary header without a remark."""
 
 LAYOUTS_MAX = 512
 """Most layouts kept, one for each size; all are dropped when one more is learnt."""
@@ -25,8 +40,8 @@ LAYOUTS_MAX = 512
 LAYOUT_SIZE_MAX_BYTES = 2048
 """Largest field area that gets a layout: larger ones gain little."""
 
-PROTOTYPES_MAX = 4096
-"""Most typed headers kept to be copied; all are dropped when one more is learnt."""
+LIKENESSES_MAX = 4096
+"""Most likenesses kept; all are dropped when one more is learnt."""
 
 LONG_DIGITS_MAX = 18
 """Any number of as many digits fits 64 bits."""
@@ -34,8 +49,13 @@ LONG_DIGITS_MAX = 18
 INT_DIGITS_MAX = 9
 """Any number of as many digits fits 32 bits."""
 
+TEXT_SLOT = "properties"
+"""The attribute of typed headers that changes and is no number."""
+
 LEARN_AFTER = 8
-"""Areas of one size that were walked in vain before the next one's layout is learnt (it costs ten walks)."""
+"""Areas of one size that were walked in vain before the next one's layout is learnt (it costs ten walks).
+
+As many headers must have come that need another form before one takes the place of another."""
 
 
 class Layout:
@@ -44,18 +64,16 @@ class Layout:
     `mask` covers every byte but those of the values, and `common` is what stands there, both as little-endian numbers.
     """
 
-    __slots__ = ("_cache", "_cut", "_names", "_values", "common", "mask", "readers", "size_bytes")
+    __slots__ = ("_cut", "cache", "common", "mask", "names", "values")
 
     def __init__(self, area: bytes, names: Sequence[str], values: Sequence[slice], cache: LayoutCache) -> None:
         """`values` are the places in `area` of the values of `names`."""
         self.mask = _mask(len(area), values)
         self.common = int.from_bytes(area, "little") & self.mask
+        self.names = tuple(names)
+        self.values = tuple(values)
+        self.cache = cache
         self._cut = itemgetter(*values)
-        self._names = tuple(names)
-        self._values = tuple(values)
-        self._cache = cache
-        self.readers: dict[type[msgspec.Struct], HeaderReader] = {}
-        self.size_bytes = len(area)
 
     def fields(self, area: bytes) -> dict[str, str]:
         """The fields of an area of this layout."""
@@ -63,103 +81,170 @@ class Layout:
         values = self._cut(text)
         if not text.isascii():
             values = [value if value.isascii() else value.encode("latin-1").decode() for value in values]
-        return dict(zip(self._names, values, strict=True))
-
-    def reader(self, header_type: type[msgspec.Struct]) -> HeaderReader:
-        """Makes the reader of headers of this type from areas of this layout."""
-        places = dict(zip(self._names, self._values, strict=True))
-        reader = self.readers[header_type] = HeaderReader(self, places, header_type, self._cache)
-        return reader
-
-
-class HeaderReader:
-    """Makes headers of one type from areas of one layout: by copying, where all but the changing values are known."""
-
-    __slots__ = ("_cache", "_changing", "_layout", "_mark", "_mask", "_type")
-
-    def __init__(
-        self, layout: Layout, places: dict[str, slice], header_type: type[msgspec.Struct], cache: LayoutCache
-    ) -> None:
-        self._layout = layout
-        self._type = header_type
-        self._cache = cache
-        self._changing = tuple(
-            (attribute, places[name], digits)
-            for attribute, name, digits in _changing_fields(header_type)
-            if name in places
-        )
-        self._mask = _mask(layout.size_bytes, [place for _, place, _ in self._changing])
-        cache.readers += 1
-        self._mark = cache.readers << 8 * layout.size_bytes
-
-    def read(self, area: bytes, number: int) -> msgspec.Struct:
-        """The header in the ASCII `area`, which `number` is; msgspec's errors when a field is missing or mistyped."""
-        key = number & self._mask | self._mark
-        prototype = self._cache.prototypes.get(key)
-        if prototype is None:
-            prototype = msgspec.convert(self._layout.fields(area), self._type, strict=False)
-            self._cache.keep(key, prototype)
-        # `copy.copy` takes three times as long to find out that the type copies itself.
-        copied: msgspec.Struct = prototype.__copy__()  # type: ignore[attr-defined] # there, but not declared
-        for attribute, place, digits in self._changing:
-            value = area[place]
-            if not digits:
-                setattr(copied, attribute, value.decode())
-            elif value.isdigit() and len(value) <= digits:
-                setattr(copied, attribute, int(value))
-            else:
-                return msgspec.convert(self._layout.fields(area), self._type, strict=False)
-        return copied
+        return dict(zip(self.names, values, strict=True))
 
 
 class BinaryFields(msgspec.Struct, eq=False):
-    """The fields of an incoming binary header that has a known layout and is ASCII; decoded when asked for."""
+    """The fields of an incoming binary header that has a known layout, no remark and is ASCII; decoded when asked for.
 
-    area: bytes
-    number: int
+    `data` is the whole header.
+    """
+
+    data: bytes
     layout: Layout
 
     def fields(self) -> dict[str, str]:
         """All of them as text."""
-        return self.layout.fields(self.area)
+        return self.layout.fields(self.data[AREA_AT:])
+
+    def header(self, header_type: type[HeaderT], command: Command) -> HeaderT:
+        """Them as the typed header of their `command`; msgspec's errors when one is missing or mistyped."""
+        fields = self.fields()
+        header = msgspec.convert(fields, header_type, strict=False)
+        self.layout.cache.learn_form(self, fields, header, command)
+        return header
+
+
+class Likeness:
+    """What headers share that differ in nothing but their slots: opaque, and the values that change.
+
+    `slots` are the attributes of the typed header for these values, in the order in which these come.
+    """
+
+    __slots__ = ("_fields", "_header", "_header_type", "_names", "code", "flag", "language", "slots", "version")
+
+    def __init__(self, form: Form, fields: dict[str, str], header: msgspec.Struct, command: Command) -> None:
+        self.code = command.code
+        self.flag = command.flag
+        self.language = command.language
+        self.version = command.version
+        self.slots = form.slots
+        self._names = form.names
+        self._fields = dict(fields)
+        self._header_type = type(header)
+        self._header: Any = header.__copy__()  # type: ignore[attr-defined] # there, but not declared
+
+    def fields(self, values: Sequence[bytes]) -> dict[str, str]:
+        """All fields as text; `values` are those of the slots."""
+        fields = dict(self._fields)
+        for name, value in zip(self._names, values, strict=True):
+            fields[name] = value.decode()
+        return fields
+
+    def header(self, header_type: type[HeaderT], values: Sequence[bytes]) -> HeaderT:
+        """A typed header of its own; msgspec's errors when a value is mistyped."""
+        if header_type is not self._header_type:
+            return msgspec.convert(self.fields(values), header_type, strict=False)
+        # `copy.copy` takes three times as long to find out that the type copies itself.
+        copied = self._header.__copy__()
+        for slot, value in zip(self.slots, values, strict=True):
+            if slot == TEXT_SLOT:
+                setattr(copied, slot, value.decode())
+            elif value.isdigit():
+                setattr(copied, slot, int(value))
+            else:
+                return msgspec.convert(self.fields(values), header_type, strict=False)
+        return copied  # type: ignore[no-any-return] # a copy of what has this type
+
+
+class LikeFields(msgspec.Struct, eq=False, gc=False):
+    """The fields of an incoming header that is like an earlier one.
+
+    `values` are its opaque and the bytes of its slots, all of them ASCII and no longer than what they stand for can be.
+    """
+
+    likeness: Likeness
+    values: tuple[Any, ...]
+
+    def fields(self) -> dict[str, str]:
+        """All of them as text."""
+        return self.likeness.fields(self.values[1:])
 
     def header(self, header_type: type[HeaderT]) -> HeaderT:
         """Them as a typed header of its own; msgspec's errors when one is missing or mistyped."""
-        reader = self.layout.readers.get(header_type) or self.layout.reader(header_type)
-        return reader.read(self.area, self.number)  # type: ignore[return-value] # keyed by the type that it reads
+        return self.likeness.header(header_type, self.values[1:])
+
+
+class Form:
+    """How headers of one size are cut: literal bytes and slots in turn, as `unpack` gives them, literal bytes first."""
+
+    __slots__ = ("likenesses", "literals", "names", "newest", "places", "slots", "unpack")
+
+    def __init__(self, size_bytes: int, slots: Sequence[tuple[str, str, slice]]) -> None:
+        """`slots` are (attribute, wire name, place in the header), in order of their places."""
+        self.slots = tuple(attribute for attribute, _, _ in slots)
+        self.names = tuple(name for _, name, _ in slots)
+        self.places = [place for _, _, place in slots]
+        parts, at = [f">{OPAQUE.start}si"], OPAQUE.stop
+        for _, _, place in slots:
+            parts.append(f"{place.start - at}s{place.stop - place.start}s")
+            at = place.stop
+        self.unpack = struct.Struct(f"{''.join(parts)}{size_bytes - at}s").unpack_from
+        self.likenesses: dict[tuple[Any, ...], Likeness] = {}
+        """By their literal bytes."""
+        self.literals: tuple[Any, ...] = ()
+        """Those of `newest`."""
+        self.newest: Likeness | None = None
+        """The likeness that was found last."""
+
+    def find(self, literals: tuple[Any, ...]) -> Likeness | None:
+        """The likeness with these literal bytes."""
+        found = self.likenesses.get(literals)
+        if found is not None:
+            self.literals, self.newest = literals, found
+        return found
 
 
 class LayoutCache:
-    """One layout for each size of the field area, learnt when it pays; and the typed headers that are copied."""
+    """One layout for each size of the field area, learnt when it pays; and one form for each size of the header."""
 
-    __slots__ = ("_layouts", "_walked", "prototypes", "readers")
+    __slots__ = ("_layouts", "_likenesses", "_strangers", "_walked", "forms")
 
     def __init__(self) -> None:
         self._layouts: dict[int, Layout] = {}
         self._walked: dict[int, int] = {}
-        self.prototypes: dict[int, msgspec.Struct] = {}
-        """Headers by the bytes that do not change in them and the number of their reader."""
-        self.readers = 0
-        """How many readers were made: the next one's number."""
+        self._likenesses = 0
+        self._strangers = 0
+        self.forms: dict[int, Form] = {}
+        """By the size of the header."""
 
     def __len__(self) -> int:
         return len(self._layouts)
 
-    def fields(self, area: bytes) -> BinaryFields | dict[str, str] | None:
-        """The fields of `area`, or None when they must be walked over; UnicodeDecodeError for a value not in UTF-8."""
-        layout = self._layouts.get(len(area))
-        if layout is None:
-            return None
-        number = int.from_bytes(area, "little")
-        if number & layout.mask != layout.common:
-            return None
-        return BinaryFields(area, number, layout) if area.isascii() else layout.fields(area)
+    @property
+    def likenesses(self) -> int:
+        """How many headers' likes are known."""
+        return sum(len(form.likenesses) for form in self.forms.values())
 
-    def keep(self, key: int, header: msgspec.Struct) -> None:
-        """Keep a header to be copied for areas with the same `key`."""
-        if len(self.prototypes) >= PROTOTYPES_MAX:
-            self.prototypes.clear()
-        self.prototypes[key] = header
+    def layout(self, area: bytes) -> Layout | None:
+        """The layout of `area`, where it is known."""
+        layout = self._layouts.get(len(area))
+        if layout is None or int.from_bytes(area, "little") & layout.mask != layout.common:
+            return None
+        return layout
+
+    def learn_form(self, raw: BinaryFields, fields: dict[str, str], header: msgspec.Struct, command: Command) -> None:
+        """Know the likes of a header that was read as its type without error."""
+        places = dict(zip(raw.layout.names, raw.layout.values, strict=True))
+        slots = [
+            (attribute, name, slice(AREA_AT + place.start, AREA_AT + place.stop))
+            for attribute, name, size_max in _changing_fields(type(header))
+            if (place := places.get(name)) is not None and 0 < place.stop - place.start <= size_max
+        ]
+        slots.sort(key=lambda slot: slot[2].start)
+        size = len(raw.data)
+        form = self.forms.get(size)
+        if form is None or form.places != [place for _, _, place in slots]:
+            self._strangers += 1
+            if form is not None and self._strangers % LEARN_AFTER:
+                return
+            form = self.forms[size] = Form(size, slots)
+        if self._likenesses >= LIKENESSES_MAX:
+            self._likenesses = 0
+            for other in self.forms.values():
+                other.likenesses.clear()
+        self._likenesses += 1
+        form.likenesses[form.unpack(raw.data)[::2]] = Likeness(form, fields, header, command)
 
     def wants(self, size_bytes: int) -> bool:
         """Called once for each area walked over: whether `learn` should be called for it."""
@@ -178,7 +263,8 @@ class LayoutCache:
             return
         if len(self._layouts) >= LAYOUTS_MAX:
             self._layouts.clear()
-            self.prototypes.clear()
+            self.forms.clear()
+            self._likenesses = 0
         self._layouts[len(area)] = Layout(area, names, values, self)
 
 
@@ -191,15 +277,15 @@ def _mask(size_bytes: int, holes: Sequence[slice]) -> int:
 
 
 def _changing_fields(header_type: type[msgspec.Struct]) -> list[tuple[str, str, int]]:
-    """(attribute, wire name, most digits, 0 for a text) of the fields that differ from one header to the next."""
+    """(attribute, wire name, most bytes) of the fields that differ from one header to the next."""
     found: list[tuple[str, str, int]] = []
     for field in msgspec.structs.fields(header_type):
         if _is_long(msgspec.inspect.type_info(field.type)):
             found.append((field.name, field.encode_name, LONG_DIGITS_MAX))
         elif field.name == "queue_id":
             found.append((field.name, field.encode_name, INT_DIGITS_MAX))
-        elif field.name == "properties":
-            found.append((field.name, field.encode_name, 0))
+        elif field.name == TEXT_SLOT:
+            found.append((field.name, field.encode_name, LAYOUT_SIZE_MAX_BYTES))
     return found
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from trio_rmq.errors import ProtocolError
 from trio_rmq.limits import EXT_FIELDS_MAX
-from trio_rmq.wire.binary_layouts import BinaryFields
+from trio_rmq.wire.binary_layouts import BinaryFields, LikeFields
 
 HeaderT = TypeVar("HeaderT", bound=msgspec.Struct)
 Scalar = str | int | float | bool | None
@@ -54,7 +54,7 @@ class Command(msgspec.Struct, eq=False):
     language: str = "PYTHON"
     version: int = PROTOCOL_VERSION
     serialize_type: SerializeType = SerializeType.JSON
-    raw_ext: bytes | msgspec.Raw | Mapping[str, Scalar] | BinaryFields | None = None
+    raw_ext: bytes | msgspec.Raw | Mapping[str, Scalar] | BinaryFields | LikeFields | None = None
 
     def __repr__(self) -> str:
         kind = "response" if self.is_response else "oneway" if self.is_oneway else "request"
@@ -80,8 +80,10 @@ class Command(msgspec.Struct, eq=False):
         """
         raw = self.raw_ext
         try:
-            if type(raw) is BinaryFields:
+            if type(raw) is LikeFields:
                 return raw.header(header_type)
+            if type(raw) is BinaryFields:
+                return raw.header(header_type, self)
             if type(raw) is dict:
                 return msgspec.convert(raw, header_type, strict=False)
             if raw is not None:
@@ -109,7 +111,7 @@ class Command(msgspec.Struct, eq=False):
             if self.ext:
                 fields.update(self.ext)
             return fields
-        if isinstance(raw, BinaryFields):
+        if isinstance(raw, BinaryFields | LikeFields):
             return raw.fields()
         if not isinstance(raw, Mapping):
             try:

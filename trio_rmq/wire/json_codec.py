@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from trio_rmq.errors import ProtocolError
-from trio_rmq.wire.binary_layouts import BinaryFields
+from trio_rmq.wire.binary_layouts import BinaryFields, LikeFields
 from trio_rmq.wire.command import FLAG_RESPONSE, PROTOCOL_VERSION, Command, SerializeType, outgoing_texts
 
 _Int = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
@@ -83,7 +83,12 @@ def encode_json_header(command: Command) -> bytes:
     """The JSON header of a command; absent (None) parts are left out, as RocketMQ does."""
     raw = command.raw_ext
     fields: bytes | msgspec.Raw | None
-    if raw is None or command.header is not None or command.ext is not None or isinstance(raw, Mapping | BinaryFields):
+    if (
+        raw is None
+        or command.header is not None
+        or command.ext is not None
+        or isinstance(raw, Mapping | BinaryFields | LikeFields)
+    ):
         texts = outgoing_texts(command)
         fields = None if texts is None else _encode(texts)
     else:

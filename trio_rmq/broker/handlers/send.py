@@ -17,7 +17,7 @@ from trio_rmq.broker import names
 from trio_rmq.broker.deferring import Deferral, DeferredMessage, Deferring, Kind
 from trio_rmq.broker.groups import GroupTable, retries_most
 from trio_rmq.broker.sendable import SendableTopics, SendHeader, any_queue_id, check_queue
-from trio_rmq.broker.stored_properties import StoredProperties
+from trio_rmq.broker.stored_properties import PROPERTY_END, UNIQUE_KEY_NAME, StoredProperties
 from trio_rmq.broker.topics import TopicTable
 from trio_rmq.config import BrokerConfig
 from trio_rmq.errors import ProtocolError, RequestError, StoreFailedError
@@ -28,6 +28,7 @@ from trio_rmq.store.message_store import MessageStore
 from trio_rmq.store.messages import AppendResult, AppendStatus, NewBatch, NewMessage
 from trio_rmq.wire import properties as prop
 from trio_rmq.wire.batch import decode_batch
+from trio_rmq.wire.binary_layouts import LikeFields
 from trio_rmq.wire.codes import RequestCode, ResponseCode
 from trio_rmq.wire.command import FLAG_ONEWAY, Command
 from trio_rmq.wire.hashing import tags_code
@@ -48,6 +49,14 @@ from trio_rmq.wire.topics import TopicConfig
 
 MULTI_TAG_FILTER = "MULTI_TAG"
 HOST_FLAGS = BORN_HOST_V6 | STORE_HOST_V6
+
+_SLOTS = ("queue_id", "born_timestamp", "properties")
+"""What differs between the sends of one producer to one topic, in the order in which clients write it."""
+
+_QUEUE_IDS = {b"%d" % number: number for number in range(1024)}
+"""As they come; others are for the checks that know everything."""
+
+_UNIQUE_KEY_SIZE = len(UNIQUE_KEY_NAME)
 
 Synced = tuple[Command, Reply]
 """A stored send and its answer, which waits for the sync."""
@@ -121,7 +130,10 @@ class SendHandlers:
         )
         is_batch = code == _SEND_BATCH_MESSAGE
         topic: TopicConfig | None = None
-        for request in requests:
+        index, count = 0, len(requests)
+        while index < count:
+            request = requests[index]
+            index += 1
             try:
                 header = request.decode_header(header_type)
                 if topic is None or topic.topic_name != header.topic:
@@ -136,6 +148,10 @@ class SendHandlers:
                 else:
                     messages.append(self._message(session, request, header, topic))
                     accepted.append(request)
+                    if index < count:
+                        likes = self._likes(requests, index, messages, topic)
+                        accepted += requests[index : index + likes]
+                        index += likes
             except RequestError as error:
                 if not request.is_oneway:
                     replies.append(request.reply(error.response_code, ext=self._answer_ext, remark=error.remark))
@@ -286,22 +302,23 @@ class SendHandlers:
             if name != topic.topic_name and "DELAY\x01" in text:  # dead
                 text = prop.with_property(text, prop.DELAY, "0")
         deferral = None
-        stored = self._stored.known(text)
+        text_bytes = text.encode()
+        stored = self._stored.known(text_bytes)
         if stored is None:
             if "DELAY\x01" in text or "TIMER_DE" in text or "TRAN_MSG\x01" in text:
                 deferral = self._deferring.of_send(text, reconsume_times)
                 stored = self._stored.plain(text) if deferral is None else self._stored.deferred(text)
             else:
                 stored = self._stored.plain(text)
-                self._stored.remember(text, stored)
-        text, code, waits = stored
-        if len(text) > PROPERTIES_SIZE_MAX_BYTES // 3 and len(text.encode()) > PROPERTIES_SIZE_MAX_BYTES:
-            raise properties_too_large(len(text.encode()))
+                self._stored.remember(text_bytes, stored)
+        properties, code, waits = stored
+        if len(properties) > PROPERTIES_SIZE_MAX_BYTES:
+            raise properties_too_large(len(properties))
         message = NewMessage(
             name,
             queue_id,
             body,
-            text,
+            properties,
             header.flag,
             sys_flag,
             header.born_timestamp,
@@ -312,6 +329,62 @@ class SendHandlers:
             waits,
         )
         return message if deferral is None else self._deferred(deferral, message)
+
+    def _likes(self, requests: Sequence[Command], index: int, messages: list[NewMessage], topic: TopicConfig) -> int:
+        """Add the messages of the requests from `index` on that differ from the one before in nothing to be checked.
+
+        They have its header but for queue, time and properties; their queues are there, their bodies not too large,
+        and of their properties is known what is stored.  How many there are: the next one is for `_message`.
+        """
+        model, fields = messages[-1], requests[index - 1].raw_ext
+        if (
+            type(fields) is not LikeFields
+            or fields.likeness.slots != _SLOTS
+            or type(model) is not NewMessage
+            or model.topic != topic.topic_name
+            or model.topic.startswith(names.RETRY_PREFIX)
+        ):
+            return 0
+        likeness = fields.likeness
+        name, flag, sys_flag, born_host = model.topic, model.flag, model.sys_flag, model.born_host
+        reconsume_times = model.reconsume_times
+        queues, body_size_max, rests = topic.write_queue_nums, self._body_size_max, self._stored.rests
+        before, add = len(messages), messages.append
+        for request in requests[index:]:
+            fields = request.raw_ext
+            if type(fields) is not LikeFields or fields.likeness is not likeness:
+                break
+            _, queue_text, time_text, text = fields.values
+            queue_id = _QUEUE_IDS.get(queue_text, queues)
+            start, _, rest = text.partition(PROPERTY_END)
+            stored = rests.get(rest)
+            body = request.body
+            if (
+                stored is None
+                or start[:_UNIQUE_KEY_SIZE] != UNIQUE_KEY_NAME
+                or queue_id >= queues
+                or len(body) > body_size_max
+                or not time_text.isdigit()
+            ):
+                break
+            properties, code, waits = stored
+            add(
+                NewMessage(
+                    name,
+                    queue_id,
+                    body,
+                    start + properties,
+                    flag,
+                    sys_flag,
+                    int(time_text),
+                    born_host,
+                    reconsume_times,
+                    0,
+                    code,
+                    waits,
+                )
+            )
+        return len(messages) - before
 
     def _deferred(self, deferral: Deferral, message: NewMessage) -> NewMessage:
         """What is stored of a message that is not to be delivered now."""
