@@ -9,6 +9,9 @@ Source of the statuses and of the next offset: RocketMQ DefaultMessageStore.getM
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from operator import add, sub
+from struct import Struct
 
 from trio_rmq.errors import ProtocolError
 from trio_rmq.store.commit_log import CommitLog
@@ -37,6 +40,12 @@ _SPAN_BYTES_MAX = 1024 * 1024
 
 _SIZE_AT = 8
 """Where the record's size stands in an entry; behind `min_offset` no entry is a filler."""
+
+
+@lru_cache(64)
+def _entries_layout(count: int) -> Struct:
+    """Unpacks so many queue entries to physical offset and size of each, the tags codes left out."""
+    return Struct(">" + "qi8x" * count)
 
 
 class Reader:
@@ -131,6 +140,11 @@ class Reader:
             return GetResult(GetStatus.OFFSET_FOUND_NULL, next_offset, begin, end)
         if len(data) % ENTRY_SIZE_BYTES:
             data = data[: -(len(data) % ENTRY_SIZE_BYTES)]
+        if not filtered:
+            taken = self._all_of(data, bytes_max, cache)
+            if taken is not None:
+                body, count = taken
+                return GetResult(GetStatus.FOUND, offset + count, begin, end, body, count)
         entries: Iterable[tuple[int, int, int]] = ENTRY.iter_unpack(data)
         if filtered and queue.ext is not None:
             entries = queue.ext.select(data, tags_codes, accept_entry)
@@ -177,6 +191,41 @@ class Reader:
         if len(body) != total:  # a log file is missing or cut short under our feet
             return self._get_around(offset, data, picked, begin, end)
         return GetResult(GetStatus.FOUND, next_offset, begin, end, body, len(picked))
+
+    def _all_of(self, data: bytes, bytes_max: int, cache: PageCache | None) -> tuple[bytes, int] | None:
+        """The records of all these entries, joined, and their count, when one read of the log brings them.
+
+        None for everything out of the ordinary: too many bytes, fillers, records that stand far apart, overlap, go over
+        a file's end or are gone.  Half of what it costs to look at each entry by itself.
+        """
+        count = len(data) // ENTRY_SIZE_BYTES
+        numbers = _entries_layout(count).unpack(data)
+        places, sizes = numbers[::2], numbers[1::2]
+        total, first = sum(sizes), places[0]
+        span = places[-1] + sizes[-1] - first
+        log, file_size = self._log, self._log.files.file_size
+        if (
+            not 0 < total <= min(span, bytes_max)
+            or span > _SPAN_BYTES_MAX
+            or first < log.min_offset
+            or first // file_size != (first + span - 1) // file_size
+        ):
+            return None
+        if span != total:
+            gaps = [*map(sub, places[1:], map(add, places, sizes))]
+            if min(gaps) < 0 or max(gaps) > _GAP_BYTES_MAX or min(sizes) <= 0:
+                return None
+        if cache is not None and first < log.position - RECENT_BYTES:
+            cache.require_span(log.files, first, span)
+        block = log.read(first, span)
+        if len(block) != span:
+            return None
+        if span == total:
+            return block, count
+        view = memoryview(block)
+        return b"".join(
+            [view[place - first : place - first + size] for place, size in zip(places, sizes, strict=True)]
+        ), count
 
     def _get_around(self, offset: int, data: bytes, picked: list[tuple[int, int]], begin: int, end: int) -> GetResult:
         """The picked records before the first that cannot be read; or, when that is the first, on to the next file."""
