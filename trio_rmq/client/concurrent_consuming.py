@@ -12,15 +12,15 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Sequence
+from operator import length_hint
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from trio_rmq.client.consumer_figures import TopicCounts
 from trio_rmq.client.consuming import Delivery, batches, loop_clock
 from trio_rmq.client.held_queue import HeldQueue
-from trio_rmq.client.listening import Outcome, guarded, later_of, log_failure
+from trio_rmq.client.listening import Listener, Outcome, guarded, later_of, log_failure
 from trio_rmq.client.message import ConsumeLater, ConsumeResult, ReceivedMessage
 
 logger = logging.getLogger(__name__)
@@ -33,28 +33,34 @@ OVERDUE_LEVEL = 3
 
 
 class _Row:
-    """Messages of one queue and one topic that wait for workers, from number `begin` on."""
+    """Messages of one queue and one topic, as calls for whoever takes the next one from `calls`."""
 
-    __slots__ = ("begin", "held", "messages")
+    __slots__ = ("calls", "held")
 
-    def __init__(self, held: HeldQueue, messages: list[ReceivedMessage]) -> None:
+    def __init__(self, held: HeldQueue, messages: list[ReceivedMessage], size: int) -> None:
         self.held = held
-        self.messages = messages
-        self.begin = 0
+        if size == 1:
+            calls = [[message] for message in messages]
+        else:
+            calls = [messages[begin : begin + size] for begin in range(0, len(messages), size)]
+        self.calls = iter(calls)
 
 
 class _Worker:
-    """One worker and the call it is at; `held` and `started` are None between calls."""
+    """One worker and the call it is at, or whose messages it brings back.
+
+    `held` is None when it has neither, `started` unless a call runs.
+    """
 
     __slots__ = ("held", "is_overdue", "messages", "scope", "started", "wake")
 
-    def __init__(self) -> None:
+    def __init__(self, wake: anyio.Event) -> None:
         self.held: HeldQueue | None = None
         self.messages: list[ReceivedMessage] = []
         self.started: float | None = None
         self.is_overdue = False
         self.scope = anyio.CancelScope()
-        self.wake = anyio.Event()
+        self.wake = wake
 
 
 class ConcurrentConsuming:
@@ -68,8 +74,8 @@ class ConcurrentConsuming:
         self._workers: list[_Worker] = []
         self._idle: list[_Worker] = []
         self._waking = False
-        self._busy = 0
-        self._call_ended = anyio.Event()
+        self._call_ended: anyio.Event | None = None
+        self._event_type = type(anyio.Event())  # of this backend, which anyio.Event() would look up each time
         self._clock = loop_clock()
 
     def taken(self, held: HeldQueue) -> None:
@@ -77,10 +83,11 @@ class ConcurrentConsuming:
 
     def accept(self, held: HeldQueue, messages: list[ReceivedMessage]) -> None:
         """Put them in the row."""
+        size = self._delivery.batch_size
         if held.is_retry:
-            self._ready.extend([_Row(held, same) for same in batches(held, messages, len(messages))])
+            self._ready.extend([_Row(held, same, size) for same in batches(held, messages, len(messages))])
         else:
-            self._ready.append(_Row(held, messages))
+            self._ready.append(_Row(held, messages, size))
         self._wake_one()
 
     def go_on(self) -> None:
@@ -104,7 +111,8 @@ class ConcurrentConsuming:
 
     async def wait_calls_ended(self) -> None:
         """Wait until no call runs and nothing is being given back."""
-        while self._busy:
+        while any(worker.held is not None for worker in self._workers):
+            self._call_ended = anyio.Event()
             await self._call_ended.wait()
 
     def describe(self) -> Sequence[str]:
@@ -125,7 +133,7 @@ class ConcurrentConsuming:
         if self._idle:
             self._idle.pop().wake.set()
         elif len(self._workers) < self._concurrency:
-            worker = _Worker()
+            worker = _Worker(self._event_type())
             self._workers.append(worker)
             self._tasks.start_soon(self._run_worker, worker)
         else:
@@ -133,61 +141,82 @@ class ConcurrentConsuming:
         self._waking = True
 
     async def _run_worker(self, worker: _Worker) -> None:
-        while True:
-            self._waking = False
-            while not self._ready or not self._delivery.open:
-                worker.wake = anyio.Event()
-                self._idle.append(worker)
-                await worker.wake.wait()
-                self._waking = False
-            self._busy += 1
-            try:
-                await self._work(worker)
-            finally:
-                self._busy -= 1
-                self._call_ended.set()
-                self._call_ended = anyio.Event()
+        """Make calls, and bring back what one did not finish.
 
-    async def _work(self, worker: _Worker) -> None:
-        """Make calls until one did not finish its messages, and bring those back; or until there is nothing to do."""
-        later: ConsumeLater | None = ConsumeLater()
-        shared = self._delivery.is_limiter_shared
-        if shared:
-            await self._delivery.limiter.acquire_on_behalf_of(worker)
-        try:
-            with anyio.CancelScope() as worker.scope:
-                later = await guarded(self._call_while_done(worker, once=shared))
-        except Exception as error:  # noqa: BLE001 - whatever a listener raises is the user's
-            if worker.held is not None:
+        The scope by which a call is cancelled lasts until one was: a scope for every time that there is something to do
+        would cost as much as several calls.
+        """
+        self._waking = False
+        while True:
+            later = ConsumeLater()
+            try:
+                with anyio.CancelScope() as worker.scope:
+                    later = await guarded(self._call_on(worker))
+            except Exception as error:  # whatever a listener raises is the user's
+                if worker.held is None:
+                    raise
                 log_failure(self._delivery.group, worker.messages, error)
-        finally:
-            if shared:
-                self._delivery.limiter.release_on_behalf_of(worker)
-        held, worker.held = worker.held, None
+            if worker.is_overdue:
+                worker.is_overdue = False
+                later = ConsumeLater(delay_level=OVERDUE_LEVEL)
+            if worker.held is not None:
+                await self._end_failed(worker, worker.held, later)
+
+    async def _end_failed(self, worker: _Worker, held: HeldQueue, later: ConsumeLater) -> None:
         messages, worker.messages = worker.messages, []
         started, worker.started = worker.started, None
-        if held is None:
-            return
         now = anyio.current_time()
-        if worker.is_overdue:
-            worker.is_overdue = False
-            later = ConsumeLater(delay_level=OVERDUE_LEVEL)
-        assert later is not None  # noqa: S101 - what is done leaves no call
         try:
             done = min(max(later.consumed_count, 0), len(messages))
             self._delivery.count(held.queue.topic, done, len(messages) - done, now - (started or now), now)
             await self._bring_back(held, messages, done, later.delay_level)
         finally:
             held.call_ended(anyio.current_time())
+            self._set_free(worker)
+
+    def _set_free(self, worker: _Worker) -> None:
+        worker.held = None
+        if self._call_ended is not None:
+            self._call_ended.set()
+            self._call_ended = None
+
+    async def _call_on(self, worker: _Worker) -> ConsumeLater:
+        """Make calls, as they come, until one did not finish its messages; what to do with those of `worker` then."""
+        delivery, limiter = self._delivery, self._delivery.limiter
+        while True:
+            while not self._ready or not delivery.open:
+                await self._rest(worker)
+            if delivery.is_limiter_shared:
+                await limiter.acquire_on_behalf_of(worker)
+                try:
+                    later = await self._call_while_done(worker, once=True)
+                finally:
+                    limiter.release_on_behalf_of(worker)
+            else:
+                later = await self._call_while_done(worker, once=False)
+            if later is not None:
+                return later
+
+    async def _rest(self, worker: _Worker) -> None:
+        worker.wake = self._event_type()
+        self._idle.append(worker)
+        try:
+            await worker.wake.wait()
+        finally:
+            if worker.wake.is_set():
+                self._waking = False
+            else:
+                self._idle.remove(worker)
 
     async def _call_while_done(self, worker: _Worker, *, once: bool) -> ConsumeLater | None:
         """Make calls as long as their messages are done; what to do with those of `worker` that are not.
 
-        Every line in here counts: a listener that never waits is called some 100,000 times a second.
+        Every line of the inner loop counts: a listener that never waits is called some 200,000 times a second.  What
+        need not be done for each call is done for all that are made of a row one after the other.
         """
         delivery, ready, clock = self._delivery, self._ready, self._clock
         size, room, listeners = delivery.batch_size, delivery.room, delivery.listeners
-        topic, counts = "", TopicCounts()
+        listener: Listener | None
         now = clock()
         left, until = CALLS_A_TURN, now + TURN_SECONDS
         while ready and delivery.open:
@@ -196,44 +225,43 @@ class ConcurrentConsuming:
             if held.leaving:
                 ready.popleft()
                 continue
-            begin = row.begin
-            row.begin = end = begin + size
-            messages = row.messages[begin:end]
-            if end >= len(row.messages):
-                ready.popleft()
-            if ready and not self._waking:
-                self._wake_one()
-            if topic != held.queue.topic:
-                topic = held.queue.topic
-                counts = delivery.figures.of(topic, now).counts
-            listener = listeners.get(topic) or delivery.listener(held, messages[0])
-            if listener is None:
-                continue
+            topic, state = held.queue.topic, held.state
+            counts = delivery.figures.of(topic, now).counts
             held.calls += 1
             worker.held = held
-            worker.messages = messages
-            worker.started = now
-            outcome: Outcome = await listener(messages)
-            if outcome is not None and outcome is not ConsumeResult.SUCCESS:
-                return later_of(outcome)
-            worker.held = worker.started = None
-            before, now = now, clock()
-            counts.calls += 1
-            counts.call_seconds += now - before
-            counts.consumed += len(messages)
-            state = held.state
-            if size == 1 and not state.dropped:
-                state.finished_one(messages[0].queue_offset)
-                if held.room is not None or room.has_total:
-                    room.finished(held)
-            else:
-                self._done(held, messages)
+            for messages in row.calls:
+                if not self._waking and (len(ready) > 1 or length_hint(row.calls)):
+                    self._wake_one()
+                listener = listeners.get(topic) or delivery.listener(held, messages[0])
+                if listener is None:
+                    continue
+                worker.messages = messages
+                worker.started = now
+                outcome: Outcome = await listener(messages)
+                if outcome is not None and outcome is not ConsumeResult.SUCCESS:
+                    return later_of(outcome)
+                before, now = now, clock()
+                left -= 1
+                held.last_consume = now
+                counts.calls += 1
+                counts.call_seconds += now - before
+                counts.consumed += len(messages)
+                if size == 1 and not state.dropped:
+                    state.finished_one(messages[0].queue_offset)
+                    if held.room is not None or room.has_total:
+                        room.finished(held)
+                else:
+                    self._done(held, messages)
+                if once or now > until or held.leaving or worker.is_overdue or not delivery.open:
+                    break
+            if not length_hint(row.calls) and ready and ready[0] is row:
+                ready.popleft()
+            worker.started = None
             held.call_ended(now)
+            self._set_free(worker)
             if once:
                 break
-            left -= 1
-            if not left or now > until or worker.is_overdue:
-                worker.is_overdue = False
+            if left <= 0 or now > until or worker.is_overdue:
                 await anyio.lowlevel.checkpoint()
                 now = clock()
                 left, until = CALLS_A_TURN, now + TURN_SECONDS
