@@ -32,12 +32,14 @@ async def main(name_servers: str, topic: str) -> None:
         for batch in split_batch(messages, 16 * 1024):
             await producer.send_batch(batch)
         await producer.send(Message(topic, b"again and " * 500))
-    async with (
-        Producer(name_servers=name_servers, auto_batch=AutoBatch(count=50, delay_seconds=0.05)) as producer,
-        anyio.create_task_group() as group,
-    ):
-        for message in messages:
-            group.start_soon(producer.send, message)
+    gather = AutoBatch(count=50, delay_seconds=0.05)
+    async with Producer(name_servers=name_servers, auto_batch=gather) as producer:
+        async with anyio.create_task_group() as group:
+            for message in messages:
+                group.start_soon(producer.send, message)  # of many tasks, each of which waits for its own
+        for outcome in await producer.send_many(messages):  # of one, which waits for all
+            if not isinstance(outcome, SendResult):
+                raise outcome
     print("all acknowledged")
 
 

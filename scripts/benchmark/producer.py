@@ -1,6 +1,7 @@
 """`scripts/bench producer`: what our own producer reaches, beside ready-made frames on the same server.
 
-Each run has a fresh server and `tasks` tasks that send one message after another through one producer.
+Each run has a fresh server and `tasks` tasks that send through one producer: one message after another, or - as is
+natural for many small ones - a handful after another, by `send_many`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import anyio
 from benchmark.report import Goal, Report, Row, percentile
 from benchmark.runs import TOPIC, Plan, run
 from benchmark.servers import MeasuredServer, our_server
-from trio_rmq.client import AutoBatch, Message, Producer
+from trio_rmq.client import AutoBatch, Message, Producer, SendResult
 
 GROUP = "benchmark"
+HANDFUL = 16
+"""Messages that a task sends together where it uses `send_many`."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,14 @@ class ProducerPlan:
     seconds: float
     transport: str = "tcp"
     auto_batch: AutoBatch | None = None
+    handful: int = 0
+    """Messages of one `send_many`; 0: each has a `send` of its own."""
 
     @property
     def name(self) -> str:
         """As in the table's first column."""
-        what = f"producer {self.size} B {self.transport} {self.backend}"
-        return f"{what}{', auto-batching' if self.auto_batch else ''}, {self.tasks} tasks"
+        what = f"producer {self.size} B {self.transport} {self.backend}{', auto-batching' if self.auto_batch else ''}"
+        return f"{what}, {self.tasks} tasks" + (f" of send_many({self.handful})" if self.handful else "")
 
 
 def run_producers(report: Report, *, seconds: float, tasks: int = 64, rounds: int = 3, goals: bool = True) -> None:
@@ -57,13 +62,15 @@ def run_producers(report: Report, *, seconds: float, tasks: int = 64, rounds: in
             )
             measured(run_producer(replace(plan, transport="ws")))
             small = measured(run_producer(replace(plan, size=100)))
-            for many in (tasks, 8 * tasks):
-                # Half as many to a batch, so that one is gathered while another is on its way.
-                gather = replace(plan, size=100, tasks=many, auto_batch=AutoBatch(count=many // 2))
-                gathered = measured(run_producer(gather))
-                ratios.setdefault(f"{gather.name}: messages/s, times {tasks} tasks without", []).append(
-                    gathered.messages_per_second / small.messages_per_second
-                )
+            for many, handful in ((tasks, 0), (8 * tasks, 0), (tasks, HANDFUL)):
+                # Half of what is under way to a batch, so that one is gathered while another is on its way.
+                gather = AutoBatch(count=many * max(handful, 1) // 2)
+                gathering = replace(plan, size=100, tasks=many, auto_batch=gather, handful=handful)
+                gathered = measured(run_producer(gathering))
+                if gathering.tasks > tasks or handful:
+                    ratios.setdefault(f"{gathering.name}: messages/s, times {tasks} tasks without", []).append(
+                        gathered.messages_per_second / small.messages_per_second
+                    )
     for several in rows.values():
         several.sort(key=lambda row: row.messages_per_second)
         report.rows.append(several[len(several) // 2])
@@ -93,9 +100,18 @@ async def _measure(server: MeasuredServer, plan: ProducerPlan) -> Row:
                     await producer.send(Message(TOPIC, body))
                     noted.append(time.perf_counter() - began)
 
+            async def send_handfuls() -> None:
+                while (began := time.perf_counter()) < until:
+                    outcomes = await producer.send_many([Message(TOPIC, body) for _ in range(plan.handful)])
+                    took = time.perf_counter() - began
+                    for outcome in outcomes:
+                        if not isinstance(outcome, SendResult):
+                            raise outcome
+                        noted.append(took)
+
             async with anyio.create_task_group() as group:
                 for _ in range(plan.tasks):
-                    group.start_soon(send)
+                    group.start_soon(send_handfuls if plan.handful else send)
 
         await load(warm_until, array("d"))
         began, cpu, server_cpu = time.perf_counter(), time.process_time(), server.cpu_seconds()

@@ -313,6 +313,7 @@ BAD_MESSAGES = [
     (Message("T", b"x", tags="a\x02b"), "control character"),
     (Message("T", b"x", keys=["a", "b\x01"]), "control character"),
     (Message("T", b"x", properties={"a": "é" * 20_000}), "shorten"),
+    (Message("T", b"x", properties={"a": "😀" * 10_000}), "shorten or drop"),  # four bytes each
 ]
 
 

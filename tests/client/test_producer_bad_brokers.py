@@ -225,7 +225,7 @@ def test_a_batch_of_which_the_broker_names_too_few_ids() -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(send)
                 nursery.start_soon(send)
-            assert errors == ["the broker acknowledged 0 of 2 messages of a batch"] * 2
+            assert errors == ["the broker named 1 of 2 messages of a batch"] * 2
 
     run(program)
 

@@ -82,6 +82,14 @@ def test_a_generator_counts_and_starts_each_month_anew() -> None:
     assert ids.decode_unique_id(generator.next_id(start)).counter == 0
 
 
+def test_ids_made_together_are_those_made_one_by_one() -> None:
+    start = ids.month_start_ms(1_795_247_922_133)
+    one, many = (ids.UniqueIdGenerator(b"\x7f\0\0\1", 77, 1) for _ in range(2))
+    for count in (0, 1, 65_000, 1000):  # past the end of the counter
+        assert many.next_ids(start + count, count) == [one.next_id(start + count) for _ in range(count)]
+    assert ids.decode_unique_id(many.next_id(start)).counter == 66_001 - 65_536
+
+
 def test_a_unique_id_tells_its_time() -> None:
     start = ids.month_start_ms(1_795_247_922_133)
     key = ids.UniqueIdGenerator(b"\x7f\0\0\1", 77, 1).next_id(start + 1000)

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import anyio
 import anyio.abc
-from msgspec.structs import replace
 
 from trio_rmq.client.batches import batch_of
-from trio_rmq.client.message import Message, SendResult
+from trio_rmq.client.message import UNIQUE_KEY_BYTES, UNIQUE_KEY_START, Message, SendResult
 from trio_rmq.client.outgoing import Outgoing, OutgoingMaker
 from trio_rmq.client.replies import ReplyMessage
 from trio_rmq.errors import ClientError, SendError
@@ -44,20 +43,77 @@ class AutoBatch:
             )
 
 
-class _Gathering:
-    """A batch that is being gathered, or sent."""
+class Gathering:
+    """A batch that is being gathered, or sent; `done` is set once it is known what became of its messages."""
 
-    __slots__ = ("done", "error", "full", "ids", "items", "messages", "result", "size_bytes")
+    __slots__ = (
+        "_batch", "_error", "_ids", "_offset_ids", "_wake", "done", "is_closed", "items", "messages", "size_bytes",
+    )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, done: anyio.Event) -> None:
         self.messages: list[Message] = []
         self.items: list[BatchItem] = []
-        self.ids: list[str] = []
+        """The messages as they were when they were added; until they leave without their unique ids."""
         self.size_bytes = 0
-        self.full = anyio.Event()
-        self.done = anyio.Event()
-        self.result: list[SendResult] = []
-        self.error: Exception | None = None
+        self.is_closed = False
+        """Nothing more is added."""
+        self.done = done
+        self._wake: anyio.Event | None = None
+        self._ids: list[str] = []
+        self._offset_ids: list[str] = []
+        self._batch: SendResult | None = None
+        self._error: Exception | None = None
+
+    def close(self) -> None:
+        """Let it leave."""
+        self.is_closed = True
+        if self._wake is not None:
+            self._wake.set()
+
+    async def wait_closed(self, seconds: float) -> None:
+        """Return when it is closed, at the latest after so long; for its one task."""
+        self._wake = anyio.Event()
+        with anyio.move_on_after(seconds):
+            await self._wake.wait()
+
+    def outgoing(self, maker: OutgoingMaker, topic: str, *, wait_store: bool) -> Outgoing:
+        """The request; ClientError when it is over the body limit."""
+        items = self.items
+        ids = maker.next_ids(len(items))
+        for item, unique_id in zip(items, ids, strict=True):
+            item.properties = f"{UNIQUE_KEY_START}{unique_id}".encode() + item.properties
+        return batch_of(maker, topic, items, ids, wait_store=wait_store)
+
+    def succeed(self, batch: SendResult) -> None:
+        """`batch` is the result of all together."""
+        ids, offset_ids, count = batch.message_ids, batch.offset_message_id.split(","), len(self.items)
+        if len(ids) == len(offset_ids) == count:
+            self._ids, self._offset_ids, self._batch = ids, offset_ids, batch
+            self.done.set()
+        else:
+            self.fail(SendError(f"the broker named {len(offset_ids)} of {count} messages of a batch"))
+
+    def fail(self, error: Exception) -> None:
+        """`error` met all together."""
+        self._error = error
+        self.done.set()
+
+    def result(self, number: int) -> SendResult:
+        """What became of the message that was added after `number` others; raises what met the batch."""
+        batch = self._batch
+        if batch is None:
+            assert self._error is not None  # noqa: S101 - it is done: one of the two is there
+            raise _again(self._error)
+        return SendResult(
+            batch.status,
+            self._ids[number],
+            self._offset_ids[number],
+            batch.queue,
+            batch.queue_offset + number,
+            batch.transaction_id,
+            batch.region_id,
+            batch.trace_on,
+        )
 
 
 _Key = tuple[str, MessageQueue | None, bool]
@@ -72,75 +128,66 @@ class AutoBatcher:
         self._tasks = tasks
         self._send = send
         self._own_properties = maker.own_properties()
-        self._gatherings: dict[_Key, _Gathering] = {}
+        self._gatherings: dict[_Key, Gathering] = {}
         self._gathered_bytes = 0
+        self._event_type = type(anyio.Event())  # of this backend, which anyio.Event() would look up each time
 
-    def takes(self, message: Message) -> bool:
-        """Whether the message is one for a batch: small enough, wanted at once, and there is room."""
-        if message.is_for_later or isinstance(message, ReplyMessage):
-            return False
-        size = len(message.body)
-        return size < self._settings.size_bytes and self._gathered_bytes + size <= GATHERED_BYTES_MAX
+    def add(self, message: Message, queue: MessageQueue | None) -> tuple[Gathering, int] | None:
+        """The batch that takes the message, and its number in it: wait until that is `done`, then ask its `result`.
 
-    async def send(self, message: Message, queue: MessageQueue | None) -> SendResult:
-        """Add the message to a batch, and wait until that is acknowledged; errors as of the producer's send."""
-        maker, settings = self._maker, self._settings
-        message.check(maker.body_size_max_bytes)
-        unique_id = maker.next_id()
-        properties = message.properties_text(unique_id, self._own_properties).encode()
-        size = len(message.body) + len(properties)
+        None when the message is none for a batch: it is large, wanted later or a reply, or too much is gathered
+        already.  ClientError as from the producer's send.
+        """
+        settings = self._settings
+        body = message.body
+        size = len(body)
+        if (
+            size >= settings.size_bytes
+            or self._gathered_bytes + size > GATHERED_BYTES_MAX
+            or message.is_for_later
+            or isinstance(message, ReplyMessage)
+        ):
+            return None
+        message.check(self._maker.body_size_max_bytes)
+        tail = message.properties_tail(self._own_properties).encode()
+        size += UNIQUE_KEY_BYTES + len(tail)
         key = (message.topic, queue, message.wait_store)
         gathering = self._gatherings.get(key)
         if gathering is None:
-            gathering = self._gatherings[key] = _Gathering()
+            gathering = self._gatherings[key] = Gathering(self._event_type())
             self._tasks.start_soon(self._run, key, gathering)
-        index = len(gathering.ids)
+        items = gathering.items
+        number = len(items)
+        items.append(BatchItem(message.flag, body, tail))
         gathering.messages.append(message)
-        gathering.items.append(BatchItem(message.flag, message.body, properties))
-        gathering.ids.append(unique_id)
         gathering.size_bytes += size
         self._gathered_bytes += size
-        if index + 1 >= settings.count or gathering.size_bytes >= settings.size_bytes:
-            del self._gatherings[key]
-            gathering.full.set()
-        await gathering.done.wait()
-        if gathering.error is not None:
-            raise _again(gathering.error)
-        return gathering.result[index]
+        if number + 1 >= settings.count or gathering.size_bytes >= settings.size_bytes:
+            self._close(key, gathering)
+        return gathering, number
 
-    async def _run(self, key: _Key, gathering: _Gathering) -> None:
+    def _close(self, key: _Key, gathering: Gathering) -> None:
+        if not gathering.is_closed:
+            del self._gatherings[key]
+            gathering.close()
+
+    async def _run(self, key: _Key, gathering: Gathering) -> None:
         try:
-            with anyio.move_on_after(self._settings.delay_seconds):
-                await gathering.full.wait()
-            if self._gatherings.get(key) is gathering:
-                del self._gatherings[key]
+            try:
+                if not gathering.is_closed:
+                    await gathering.wait_closed(self._settings.delay_seconds)
+            finally:
+                self._close(key, gathering)
             topic, queue, wait_store = key
-            outgoing = batch_of(self._maker, topic, gathering.items, gathering.ids, wait_store=wait_store)
-            result = await self._send(outgoing, gathering.messages, queue)
-            gathering.result = split_result(result)
-            if len(gathering.result) != len(gathering.ids):
-                gathering.error = SendError(
-                    f"the broker acknowledged {len(gathering.result)} of {len(gathering.ids)} messages of a batch"
-                )
+            outgoing = gathering.outgoing(self._maker, topic, wait_store=wait_store)
+            gathering.succeed(await self._send(outgoing, gathering.messages, queue))
         except Exception as error:  # noqa: BLE001 - an interceptor is the user's: what it raises goes to the senders
-            gathering.error = error
+            gathering.fail(error)
         except BaseException:
-            gathering.error = ClientError("the producer closed before the batch was acknowledged")
+            gathering.fail(ClientError("the producer closed before the batch was acknowledged"))
             raise
         finally:
             self._gathered_bytes -= gathering.size_bytes
-            gathering.done.set()
-
-
-def split_result(result: SendResult) -> list[SendResult]:
-    """The result of each message of a batch, in order."""
-    ids, offset_ids = result.message_id.split(","), result.offset_message_id.split(",")
-    if len(ids) != len(offset_ids):
-        return []
-    return [
-        replace(result, message_id=unique_id, offset_message_id=offset_id, queue_offset=result.queue_offset + index)
-        for index, (unique_id, offset_id) in enumerate(zip(ids, offset_ids, strict=True))
-    ]
 
 
 def _again(error: Exception) -> Exception:

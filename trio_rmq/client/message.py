@@ -31,6 +31,11 @@ RESERVED_PROPERTIES = frozenset({
 })  # fmt: skip
 """Property names with a meaning of their own; set them through the fields of Message."""
 
+UNIQUE_KEY_START = f"{prop.UNIQUE_KEY}\x01"
+"""How the properties of every message that we send begin; its unique id follows."""
+UNIQUE_KEY_BYTES = len(UNIQUE_KEY_START) + 32
+"""The beginning with an id of 32 digits."""
+
 
 @dataclass(slots=True)
 class Message:
@@ -87,7 +92,11 @@ class Message:
 
     def properties_text(self, unique_id: str, own: Mapping[str, str] | None = None) -> str:
         """The stored form of all properties, `own` being RocketMQ's; ClientError when it is too long."""
-        text = f"UNIQ_KEY\x01{unique_id}\x02WAIT\x01{'true' if self.wait_store else 'false'}"
+        return f"{UNIQUE_KEY_START}{unique_id}{self.properties_tail(own)}"
+
+    def properties_tail(self, own: Mapping[str, str] | None = None) -> str:
+        """What follows the unique id in `properties_text`; ClientError when both together are too long."""
+        text = "\x02WAIT\x01true" if self.wait_store else "\x02WAIT\x01false"
         if self.tags:
             text += _field(prop.TAGS, self.tags)
         if self.keys is not None:
@@ -106,8 +115,8 @@ class Message:
             text += "".join([f"\x02{name}\x01{value}" for name, value in self.properties.items()])
         if own:
             text += "".join([f"\x02{name}\x01{value}" for name, value in own.items()])
-        if len(text) > PROPERTIES_SIZE_MAX_BYTES // 3:
-            size = len(text.encode())
+        if len(text) > PROPERTIES_SIZE_MAX_BYTES // 4 - UNIQUE_KEY_BYTES:  # UTF-8 has up to 4 bytes a character
+            size = len(text.encode()) + UNIQUE_KEY_BYTES
             if size > PROPERTIES_SIZE_MAX_BYTES:
                 raise ClientError(
                     f"the properties take {size} bytes, more than {PROPERTIES_SIZE_MAX_BYTES}: shorten or drop some"
@@ -135,7 +144,7 @@ class SendStatus(Enum):
     FLUSH_SLAVE_TIMEOUT = 12
 
 
-class SendResult(msgspec.Struct, frozen=True):
+class SendResult(msgspec.Struct, frozen=True, gc=False):
     """Where a message went: `message_id` is the unique id, `offset_message_id` names the place in the broker's log.
 
     Of a batch both have the ids of all messages, joined by commas; `queue_offset` is its first message's.

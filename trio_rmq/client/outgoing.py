@@ -61,6 +61,10 @@ class OutgoingMaker:
         """A unique message id."""
         return self._unique_ids.next_id(wall_ms())
 
+    def next_ids(self, count: int) -> list[str]:
+        """`count` unique message ids of one moment."""
+        return self._unique_ids.next_ids(wall_ms(), count)
+
     def make(self, message: Message, *, properties: Mapping[str, str] | None = None, sys_flag: int = 0) -> Outgoing:
         """`message` ready to leave, with RocketMQ's own `properties` and bits of `sys_flag` added.
 

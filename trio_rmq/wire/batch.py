@@ -18,6 +18,7 @@ from trio_rmq.limits import PROPERTIES_SIZE_MAX_BYTES
 _HEAD = struct.Struct(">iiiii")
 _HEAD_SIZE_BYTES = _HEAD.size
 _SHORT = struct.Struct(">h")
+_ITEM_OVERHEAD_BYTES = _HEAD.size + _SHORT.size
 _MESSAGE_ILLEGAL = 13
 
 
@@ -32,15 +33,15 @@ class BatchItem(msgspec.Struct, gc=False):
 def encode_batch(items: Iterable[BatchItem]) -> bytes:
     """The body of a batch send; ProtocolError when an item's numbers do not fit their fields."""
     parts: list[bytes] = []
-    for item in items:
-        size = _HEAD.size + len(item.body) + 2 + len(item.properties)
-        try:
-            parts.append(_HEAD.pack(size, 0, 0, item.flag, len(item.body)))
-            parts.append(item.body)
-            parts.append(_SHORT.pack(len(item.properties)))
-        except struct.error as error:
-            raise ProtocolError(f"a field of a batch item is out of range: {error}") from None
-        parts.append(item.properties)
+    pack_head, pack_short = _HEAD.pack, _SHORT.pack
+    try:
+        for item in items:
+            body, properties = item.body, item.properties
+            body_size, properties_size = len(body), len(properties)
+            head = pack_head(_ITEM_OVERHEAD_BYTES + body_size + properties_size, 0, 0, item.flag, body_size)
+            parts += (head, body, pack_short(properties_size), properties)
+    except struct.error as error:
+        raise ProtocolError(f"a field of a batch item is out of range: {error}") from None
     return b"".join(parts)
 
 

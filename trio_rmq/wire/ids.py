@@ -25,6 +25,8 @@ NO_HOST: Host = (b"\0\0\0\0", 0)
 """0.0.0.0:0, for a record whose producer is unknown."""
 
 _UNIQUE_TAIL = struct.Struct(">HIIH")
+_HEX = [f"{byte:02X}" for byte in range(256)]
+"""The digits of each byte: a third of the time of formatting a number."""
 
 
 @lru_cache(maxsize=4096)
@@ -155,14 +157,25 @@ class UniqueIdGenerator:
     def next_id(self, wall_ms: int) -> str:
         """The next id at wall clock `wall_ms`."""
         if wall_ms != self._stem_ms:
-            if not self._month_start_ms <= wall_ms < self._next_month_ms:
-                self._month_start_ms = month_start_ms(wall_ms)
-                self._next_month_ms = month_start_ms(self._month_start_ms + 32 * 86_400_000)
-            self._stem = f"{self._prefix}{(wall_ms - self._month_start_ms) & 0xFFFFFFFF:08X}"
-            self._stem_ms = wall_ms
+            self._move_to(wall_ms)
         counter = self._counter
         self._counter = (counter + 1) & 0xFFFF
-        return f"{self._stem}{counter:04X}"
+        return f"{self._stem}{_HEX[counter >> 8]}{_HEX[counter & 0xFF]}"
+
+    def next_ids(self, wall_ms: int, count: int) -> list[str]:
+        """The next `count` ids, all at wall clock `wall_ms`."""
+        if wall_ms != self._stem_ms:
+            self._move_to(wall_ms)
+        stem, first = self._stem, self._counter
+        self._counter = (first + count) & 0xFFFF
+        return [f"{stem}{_HEX[counter >> 8 & 0xFF]}{_HEX[counter & 0xFF]}" for counter in range(first, first + count)]
+
+    def _move_to(self, wall_ms: int) -> None:
+        if not self._month_start_ms <= wall_ms < self._next_month_ms:
+            self._month_start_ms = month_start_ms(wall_ms)
+            self._next_month_ms = month_start_ms(self._month_start_ms + 32 * 86_400_000)
+        self._stem = f"{self._prefix}{(wall_ms - self._month_start_ms) & 0xFFFFFFFF:08X}"
+        self._stem_ms = wall_ms
 
 
 def unique_id_time_ms(text: str, now_ms: int) -> int:

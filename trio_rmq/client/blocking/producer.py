@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypedDict, TypeVar, Unpack
 
-import anyio
-
 from trio_rmq.client import producer, transaction_producer
 from trio_rmq.client.auto_batch import AutoBatch
 from trio_rmq.client.blocking.portal import BlockingClient, BlockingPortalProvider
 from trio_rmq.client.compression import Compression
 from trio_rmq.client.listening import in_thread
+from trio_rmq.client.many import SENDS_AT_ONCE
 from trio_rmq.client.message import Message, ReceivedMessage, SendResult
 from trio_rmq.client.queue_choice import QueueSelector
 from trio_rmq.client.send_interceptors import SendInterceptor
@@ -26,9 +25,6 @@ from trio_rmq.errors import ClientError
 from trio_rmq.remoting.tls_context import TlsContext
 from trio_rmq.wire.command import SerializeType
 from trio_rmq.wire.groups import MessageQueue
-
-SENDS_AT_ONCE = 256
-"""Messages of one `send_many` that are under way at a time."""
 
 P = TypeVar("P", bound=producer.Producer)
 
@@ -93,33 +89,15 @@ class _Sends(BlockingClient[P]):
         timeout_seconds: float | None = None,
         at_once: int = SENDS_AT_ONCE,
     ) -> list[SendResult | ClientError]:
-        """Send messages one by one, but at most `at_once` at a time, and return when each has ended.
+        """Send each message as `send` would, and return when each has ended.
 
         In the messages' order what each came to: its result, or the error that `send` would have raised.  They may be
         stored in any order; `send_batch` keeps it.
         """
-        if at_once < 1:
-            raise ClientError(f"at_once is {at_once}: let at least one message be under way")
-        client = self._async_client
-        results: dict[int, SendResult | ClientError] = {}
-        numbered = iter(enumerate(messages))
-
-        async def send_some() -> None:
-            for number, message in numbered:
-                try:
-                    results[number] = await client.send(
-                        message, queue=queue, selector=selector, argument=argument, timeout_seconds=timeout_seconds
-                    )
-                except ClientError as error:
-                    results[number] = error
-
-        async def send_all() -> None:
-            async with anyio.create_task_group() as group:
-                for _ in range(min(at_once, len(messages))):
-                    group.start_soon(send_some)
-
-        self._wait(send_all)
-        return [results[number] for number in range(len(messages))]
+        return self._wait(
+            self._async_client.send_many, messages, queue=queue, selector=selector, argument=argument,
+            timeout_seconds=timeout_seconds, at_once=at_once,
+        )  # fmt: skip
 
     def send_oneway(
         self,
