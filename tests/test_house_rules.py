@@ -236,6 +236,8 @@ RULES = [
             "trio_rmq/testing/virtual_socket.py": "type names for the signatures of trio's hooks",
             "trio_rmq/remoting/tls.py": "TLS contexts, which only compute; its bytes go over trio's streams",
             "trio_rmq/remoting/tls_context.py": "TLS contexts, which only compute; no connection is made",
+            "trio_rmq/remoting/plain_socket.py": "the system's socket out of trio's, where there is one",
+            "trio_rmq/remoting/direct_socket.py": "the system's socket out of anyio's stream, where there is one",
             "trio_rmq/remoting/client.py": "the TLS errors that anyio lets through",
             "trio_rmq/cli/host.py": "finds this machine's address and speaks to systemd's notify socket",
             "trio_rmq/testing/chaos/sources.py": "binds a client's socket before trio gets it",

@@ -23,6 +23,7 @@ CLIENT_HALF_FILES = {
     "address",
     "client",
     "connection",
+    "direct_socket",
     "http_get",
     "name_server_list",
     "outgoing",

@@ -29,6 +29,7 @@ from trio_rmq.remoting.connection import (
     ConnectionGroup,
     TcpChannel,
 )
+from trio_rmq.remoting.direct_socket import direct_socket
 from trio_rmq.remoting.tls_context import verifying_context
 from trio_rmq.wire.command import Command, SerializeType
 
@@ -66,7 +67,7 @@ async def connect_channel(
         if context is not None:
             secured = await _secure(stream, context, address, target.host)
         if target.path is None:
-            return TcpChannel(secured, serialize_type)
+            return TcpChannel(secured, serialize_type, direct_socket(stream) if context is None else None)
         from trio_rmq.remoting.ws_client import shake_hands  # here: most programs do without its libraries
 
         try:

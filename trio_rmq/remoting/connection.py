@@ -1,9 +1,9 @@
 """The client's side of one connection, on anyio: the same under Trio and asyncio, over TCP or WebSocket.
 
 Three tasks: one reads, and resolves every answer of a chunk; one writes, and joins all that was queued meanwhile into
-one write; one ends requests whose time is up.  A caller only enters its request in the table, queues its bytes and
-waits: cancelling it never cuts a frame in half, and leaves no entry behind.  The server's own requests run as tasks of
-the connection.
+one write; one ends requests whose time is up.  A caller only enters its request in the table, queues its bytes - or,
+being alone, sends what the system takes at once (`direct_socket.py`) - and waits: cancelling it never cuts a frame in
+half, and leaves no entry behind.  The server's own requests run as tasks of the connection.
 
 When the connection ends, whatever the reason, every waiting request gets ConnectionLostError at once.
 """
@@ -30,6 +30,7 @@ from trio_rmq.errors import (
     RequestTimeoutError,
     TooManyRequestsError,
 )
+from trio_rmq.remoting.direct_socket import DirectSocket
 from trio_rmq.remoting.outgoing import next_write
 from trio_rmq.remoting.request_table import RequestTable
 from trio_rmq.wire.command import FLAG_ONEWAY, FLAG_RESPONSE, Command, SerializeType
@@ -71,6 +72,10 @@ class Channel(Protocol):
         """Send joined encodings as one write."""
         ...
 
+    def send_now(self, payload: bytes) -> int:
+        """Send what can be sent of `payload` without waiting; how many bytes, 0 where that is not possible."""
+        ...
+
     async def send_control(self) -> None:
         """Send what the transport itself owes the peer (a pong), if anything."""
         ...
@@ -84,19 +89,29 @@ class Channel(Protocol):
 
 
 class TcpChannel:
-    """RocketMQ remoting frames over a byte stream; `serialize_type` is the header encoding of our requests."""
+    """RocketMQ remoting frames over a byte stream; `serialize_type` is the header encoding of our requests.
 
-    def __init__(self, stream: anyio.abc.ByteStream, serialize_type: SerializeType = SerializeType.JSON) -> None:
+    `direct` is the stream's socket, where the stream is nothing more than that.
+    """
+
+    def __init__(
+        self,
+        stream: anyio.abc.ByteStream,
+        serialize_type: SerializeType = SerializeType.JSON,
+        direct: DirectSocket | None = None,
+    ) -> None:
         self.serialize_type = serialize_type
         self.on_control: Callable[[], None] | None = None
         self._stream = stream
+        self._direct = direct
+        self._receive = stream.receive if direct is None else direct.receive
         self._splitter = FrameSplitter()
 
     async def receive(self) -> list[Command]:
         """See Channel."""
         if self._splitter.failure is not None:
             raise self._splitter.failure
-        return self._splitter.feed(await self._stream.receive(READ_BYTES))
+        return self._splitter.feed(await self._receive(READ_BYTES))
 
     def encode(self, commands: list[Command]) -> list[bytes]:
         """See Channel."""
@@ -107,6 +122,10 @@ class TcpChannel:
     async def send(self, payload: bytes) -> None:
         """See Channel."""
         await self._stream.send(payload)
+
+    def send_now(self, payload: bytes) -> int:
+        """See Channel."""
+        return 0 if self._direct is None else self._direct.send_now(payload)
 
     async def send_control(self) -> None:
         """Nothing: TCP has no frames of its own."""
@@ -162,7 +181,12 @@ class Connection:
         waiting = requests.open_one(command, self._event_type(), now, timeout_seconds)
         try:
             command.serialize_type = self._channel.serialize_type
-            self._queue_pieces(self._channel.encode([command]))
+            pieces = self._channel.encode([command])
+            if len(requests.entries) == 1 and not self._outgoing_bytes:
+                sent = self._channel.send_now(pieces[0])
+                pieces[:1] = [pieces[0][sent:]] if sent < len(pieces[0]) else ()
+            if pieces:
+                self._queue_pieces(pieces)
             await waiting.event.wait()
         except BaseException:
             requests.forget(command.opaque)

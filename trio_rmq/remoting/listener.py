@@ -25,6 +25,7 @@ import trio
 from trio_rmq.errors import ConfigError, ListenError
 from trio_rmq.remoting.address import format_address, parse_address, system_reason
 from trio_rmq.remoting.handlers import HandlerTable
+from trio_rmq.remoting.plain_socket import plain_socket
 from trio_rmq.remoting.session import Session, SessionCallback, SessionSocket
 from trio_rmq.remoting.settings import DEFAULT_SETTINGS, RemotingSettings
 from trio_rmq.remoting.tcp import TcpSession
@@ -222,7 +223,7 @@ class _Server:
                 if self._tls is not None and not self._tls.takes_plain:
                     _refused(socket, "it is not TLS, which tlsServerMode=enforcing asks of everybody")
                     return None
-                return self._session(socket, first)
+                return self._session(plain_socket(socket), first)
             if self._tls is None or not self._tls.takes_tls:
                 _refused(socket, "TLS is not enabled here")
                 return None
@@ -260,9 +261,13 @@ class _Server:
             from trio_rmq.remoting.websocket import WebSocketSession
 
             session_type = WebSocketSession
-        return session_type(
-            socket, first, self._handlers, self._settings, on_open=self._on_open, on_close=self._on_close
-        )
+        try:
+            return session_type(
+                socket, first, self._handlers, self._settings, on_open=self._on_open, on_close=self._on_close
+            )
+        except BaseException:
+            socket.close()
+            raise
 
     async def watch(self) -> None:
         """Close the connections that were silent in both directions for the idle time, and those that read nothing."""

@@ -5,8 +5,9 @@ list and leave in one write.  Handlers run right there, in the reading task.  On
 nursery of its session, so it ends with the connection.
 
 Writing: exactly one task writes at a time (`_writing`).  The reading task writes its replies itself when nothing is
-queued; what it cannot hand to the system at once, and everything that other tasks produce meanwhile, is queued and
-leaves in joined writes by one task that ends when the queue is empty.  An idle connection is one task.
+queued, on plain TCP without a turn for others between (`plain_socket.py`); what it cannot hand to the system at once,
+and everything that other tasks produce meanwhile, is queued and leaves in joined writes by one task that ends when the
+queue is empty.  An idle connection is one task.
 
 Bounds (see `limits`): with more than `outgoing_bytes_pause` unwritten, or with requests in flight - they wait for the
 disk - of more than `in_flight_bytes_pause` or half of `requests_in_flight_max`, nothing further is read, so that the
@@ -258,6 +259,10 @@ class Session(ABC):
     async def _send(self, payload: bytes) -> int:
         """Send some of `payload` by `send_some`, and return how much; OSError or trio's stream errors when lost."""
 
+    def _send_now(self, payload: bytes) -> int:
+        """Send what the system takes of `payload` without giving other tasks a turn; 0 where that is not possible."""
+        return 0
+
     # --- dispatch --------------------------------------------------------------------------------------------------
 
     def _handle(self, commands: Sequence[Command]) -> list[Reply]:
@@ -427,7 +432,7 @@ class Session(ABC):
             payload = pieces[0]
             if len(pieces) > 1:
                 self._enqueue(pieces[1:])
-            sent = await self._send(payload)
+            sent = self._send_now(payload) or await self._send(payload)
             if sent < len(payload):
                 rest = payload[sent:]
                 self._outgoing.appendleft(rest)

@@ -13,6 +13,7 @@ import trio
 
 from trio_rmq.errors import ProtocolError
 from trio_rmq.remoting.handlers import HandlerTable, Reply
+from trio_rmq.remoting.plain_socket import PlainSocket
 from trio_rmq.remoting.session import Session, SessionCallback, SessionSocket, logger
 from trio_rmq.remoting.settings import RemotingSettings
 from trio_rmq.wire.frame import FrameSplitter, encode_frame
@@ -29,7 +30,7 @@ class TcpSession(Session):
 
     transport: Literal["tcp", "websocket"] = "tcp"
 
-    __slots__ = ("_first", "_splitter")
+    __slots__ = ("_first", "_plain", "_splitter")
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class TcpSession(Session):
         super().__init__(socket, handlers, settings, on_open=on_open, on_close=on_close)
         self._first = first
         self._splitter = FrameSplitter()
+        self._plain = socket if isinstance(socket, PlainSocket) else None
 
     async def _serve(self) -> None:
         receive = self._socket.recv
@@ -77,6 +79,9 @@ class TcpSession(Session):
 
     def _encode(self, replies: Sequence[Reply]) -> list[bytes]:
         return [b"".join([reply if isinstance(reply, bytes) else encode_frame(reply) for reply in replies])]
+
+    def _send_now(self, payload: bytes) -> int:
+        return 0 if self._plain is None else self._plain.send_now(payload)
 
     async def _send(self, payload: bytes) -> int:
         return await self.send_some(payload)

@@ -115,6 +115,10 @@ class WebSocketChannel:
             raise anyio.BrokenResourceError(f"WebSocket is closing: {error}") from error
         await self._stream.send(data)
 
+    def send_now(self, payload: bytes) -> int:
+        """See Channel: a message has to be masked and framed as a whole."""
+        return 0
+
     async def send_control(self) -> None:
         """See Channel."""
         while self._control:

@@ -1,0 +1,107 @@
+"""How often the event loop turns for a request on a connection of the system's: each turn is latency, and CPU."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+import trio
+import trio.testing
+
+from tests.remoting.conftest import ECHO, Desk
+from trio_rmq.errors import ConnectionLostError
+from trio_rmq.remoting.client import open_connection
+from trio_rmq.remoting.connection import Connection
+from trio_rmq.remoting.direct_socket import direct_socket
+from trio_rmq.remoting.listener import serve_remoting
+from trio_rmq.wire.command import Command
+
+MIB = 1024 * 1024
+REQUESTS = 20
+
+
+class Steps(trio.abc.Instrument):
+    """How often each task ran, by its function's name; a session's task has its connection's."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        """One more."""
+        self.counts[task.name.rpartition(".")[2]] += 1
+
+
+@asynccontextmanager
+async def counted(desk: Desk) -> AsyncIterator[tuple[Connection, Counter[str]]]:
+    """A connection that has been used once, and the steps of tasks since."""
+    async with trio.open_nursery() as nursery:
+        (address,) = await nursery.start(serve_remoting, ["127.0.0.1:0"], desk.table())
+        async with open_connection(address) as connection:
+            await connection.request(Command(ECHO))
+            await trio.testing.wait_all_tasks_blocked()
+            steps = Steps()
+            trio.lowlevel.add_instrument(steps)
+            yield connection, steps.counts
+            trio.lowlevel.remove_instrument(steps)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.trio
+async def test_requests_one_at_a_time_take_one_step_of_the_session_and_none_of_the_writing_task(desk: Desk) -> None:
+    async with counted(desk) as (connection, steps):
+        for _ in range(REQUESTS):
+            assert (await connection.request(Command(ECHO, body=b"x"))).body == b"x"
+        await trio.testing.wait_all_tasks_blocked()
+    assert steps["_serve_connection"] == REQUESTS
+    assert steps["_read"] + steps["run"] == REQUESTS
+    assert not steps["_write"]
+
+
+@pytest.mark.trio
+async def test_requests_of_several_tasks_share_a_write(desk: Desk) -> None:
+    async with counted(desk) as (connection, steps):
+        async with trio.open_nursery() as nursery:
+            for _ in range(REQUESTS):
+                nursery.start_soon(connection.request, Command(ECHO))
+        await trio.testing.wait_all_tasks_blocked()
+    assert 1 <= steps["_write"] <= 2
+    assert len(desk.seen) == 1 + REQUESTS
+
+
+@pytest.mark.trio
+async def test_what_the_system_does_not_take_at_once_arrives_whole_and_in_order(desk: Desk) -> None:
+    async with counted(desk) as (connection, steps):
+        large = bytes(range(256)) * (3 * MIB // 256)
+        async with trio.open_nursery() as nursery:
+            answers: list[bytes] = []
+
+            async def ask(body: bytes) -> None:
+                answers.append(bytes((await connection.request(Command(ECHO, body=body), 30)).body))
+
+            nursery.start_soon(ask, large)
+            nursery.start_soon(ask, b"small")
+        assert sorted(answers, key=len) == [b"small", large]
+    assert steps["_write"]
+
+
+@pytest.mark.trio
+async def test_a_request_into_a_connection_that_the_peer_reset_fails_as_lost() -> None:
+    listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+    async with listener, open_connection(f"127.0.0.1:{listener.socket.getsockname()[1]}") as connection:
+        peer = await listener.accept()
+        peer.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        peer.socket.close()
+        with pytest.raises(ConnectionLostError):
+            await connection.request(Command(ECHO))
+
+
+async def test_asyncio_keeps_bytes_before_its_socket_so_nothing_overtakes_them(
+    anyio_backend_name: str,
+) -> None:
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+            assert (direct_socket(stream) is None) == (anyio_backend_name == "asyncio")
