@@ -13,7 +13,7 @@ from trio_rmq.wire.ids import NO_HOST, Host, encode_offset_id
 from trio_rmq.wire.send_reply import SendReplyEncoder
 
 HOST_ADDRESSES = st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16)
-EXT = {"MSG_REGION": "Region %d of 7654321", "TRACE_ON": "true"}
+EXT = {"MSG_REGION": "Region %d of 9, 99, 999 or 7654321", "TRACE_ON": "true"}
 
 
 @pytest.mark.parametrize("serialize_type", [SerializeType.JSON, SerializeType.ROCKETMQ])
@@ -41,5 +41,21 @@ def test_bytes_are_those_of_the_command(
     assert encoded == encode_frame(reply)
 
 
+@pytest.mark.parametrize("serialize_type", [SerializeType.JSON, SerializeType.ROCKETMQ])
+@given(st.lists(st.tuples(st.integers(0, 1030), st.integers(0, 101)), min_size=1, max_size=30))
+def test_one_encoder_for_many(serialize_type: SerializeType, places: list[tuple[int, int]]) -> None:
+    encode = SendReplyEncoder(NO_HOST, EXT).encode
+    for opaque, (queue_id, queue_offset) in enumerate([*places, *places]):
+        once = SendReplyEncoder(NO_HOST, EXT).encode(serialize_type, opaque, 77, queue_id, queue_offset)
+        assert encode(serialize_type, opaque, 77, queue_id, queue_offset) == once
+
+
 def test_cbor_has_no_frames() -> None:
     assert SendReplyEncoder(NO_HOST, EXT).encode(SerializeType.CBOR, 1, 0, 0, 0) is None
+
+
+def test_many_queues_are_answered_by_one_encoder() -> None:
+    encode = SendReplyEncoder(NO_HOST, EXT).encode
+    for queue_id in [*range(1500), 0, 700, 1499]:
+        once = SendReplyEncoder(NO_HOST, EXT).encode(SerializeType.ROCKETMQ, 5, 77, queue_id, 3)
+        assert encode(SerializeType.ROCKETMQ, 5, 77, queue_id, 3) == once

@@ -315,15 +315,11 @@ class Session(ABC):
         except Exception as error:  # noqa: BLE001 - the session boundary
             self._fail_run(run, error, replies)
             return
-        laters: list[Later] | None = None
-        for answer in answers:
-            if isinstance(answer, Later):
-                if laters is None:
-                    laters = []
-                laters.append(answer)
-            else:
-                replies.append(answer)
-        if laters is not None:
+        laters = [answer for answer in answers if isinstance(answer, Later)]
+        if not laters:
+            replies += answers  # type: ignore[arg-type] # none of them is a Later
+        else:
+            replies += [answer for answer in answers if not isinstance(answer, Later)]
             answered = {answer.opaque for answer in answers if isinstance(answer, Command)}
             unanswered = [command for command in run if command.opaque not in answered]
             for later in laters:

@@ -21,6 +21,7 @@ _INT = struct.Struct(">i")
 _WORDS = struct.Struct(">ii")
 _HEADER_AT = 8
 """Where the header begins in a frame: behind its length and its header word."""
+_HEADER_END_MAX = _HEADER_AT + HEADER_SIZE_MAX_BYTES
 _ROCKETMQ = SerializeType.ROCKETMQ
 
 
@@ -69,7 +70,11 @@ class FrameSplitter:
                 end = position + 4 + length
                 if end > size:
                     break
-                add(_decode(data, position + _HEADER_AT, word, end))
+                header_end = position + _HEADER_AT + (word & 0xFFFFFF)
+                if word >> 24 == 1 and header_end <= end and header_end - position <= _HEADER_END_MAX:
+                    add(decode_binary_header(data, data[header_end:end], position + _HEADER_AT, header_end))
+                else:
+                    add(_decode(data, position + _HEADER_AT, word, end))
                 position = end
             self._have = size - position
             if self._have:

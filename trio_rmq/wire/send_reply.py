@@ -25,6 +25,15 @@ _pack_words = struct.Struct(">ii").pack
 _pack_int = struct.Struct(">i").pack
 
 
+_QUEUES_MAX = 1024
+"""Most queue ids that templates are kept for; all are dropped when one more comes."""
+
+_Template = tuple[int, int, bytes]
+"""The least and the greatest queue offset with so many digits, and the frame with places for what changes."""
+
+_NO_TEMPLATE: _Template = (1, 0, b"")
+
+
 class SendReplyEncoder:
     """Encodes answers that differ only in opaque, physical offset, queue id and queue offset.
 
@@ -35,46 +44,54 @@ class SendReplyEncoder:
         self._first_id = encode_offset_id(store_host, 0)
         self._ext = ext
         self._json = self._json_template()
-        self._binary: dict[tuple[int, int], bytes] = {}
-        """Whole frames by the sizes of queue id and queue offset, on which their lengths depend."""
+        self._binary: dict[int, _Template] = {}
+        """By queue id: of one queue the answers have the same length for long."""
 
     def encode(
         self, serialize_type: SerializeType, opaque: int, physical_offset: int, queue_id: int, queue_offset: int
     ) -> bytes | None:
         """The whole frame, or None for an encoding that has no frames (CBOR)."""
+        if serialize_type is _ROCKETMQ:
+            least, greatest, template = self._binary.get(queue_id, _NO_TEMPLATE)
+            if not least <= queue_offset <= greatest:
+                template = self._binary_template(queue_id, queue_offset)
+            return template % (_pack_int(opaque), physical_offset, queue_offset)
         if serialize_type is _JSON:
             header = self._json % (physical_offset, queue_id, queue_offset, opaque)
             size = len(header)
             return _pack_words(4 + size, size) + header
-        if serialize_type is not _ROCKETMQ:
-            return None
-        queue_id_text, queue_offset_text = b"%d" % queue_id, b"%d" % queue_offset
-        sizes = len(queue_id_text), len(queue_offset_text)
-        template = self._binary.get(sizes) or self._binary_template(*sizes)
-        return template % (_pack_int(opaque), physical_offset, queue_id_text, queue_offset_text)
+        return None
 
     def _json_template(self) -> bytes:
         """A header with places for physical offset, queue id, queue offset and opaque."""
         queue_id, queue_offset, opaque = 1_234_567, 7_654_321, 1_122_334
-        template = self._frame(_JSON, queue_id, queue_offset, opaque)[_HEADER_AT:]
-        for value in (queue_id, queue_offset, opaque):
-            template = template.replace(b"%d" % value, b"%d", 1)
+        template = self._with_place(self._frame(_JSON, queue_id, queue_offset, opaque)[_HEADER_AT:])
+        for name, value in ((b'"queueId":"', queue_id), (b'"queueOffset":"', queue_offset), (b'"opaque":', opaque)):
+            template = template.replace(b"%b%d" % (name, value), b"%b%%d" % name, 1)
         return template
 
-    def _binary_template(self, queue_id_size: int, queue_offset_size: int) -> bytes:
-        """A frame with places for the opaque's bytes, the physical offset and the digits of both numbers."""
-        queue_id, queue_offset = int("1" * queue_id_size), int("1" * queue_offset_size)
-        template = self._frame(_ROCKETMQ, queue_id, queue_offset, 0)
-        for name, value in ((b"queueId", queue_id), (b"queueOffset", queue_offset)):
-            before = name + _pack_int(len(str(value)))
-            template = template.replace(before + b"%d" % value, before + b"%b", 1)
-        after_opaque = _OPAQUE_AT + template.count(b"%%", 0, _OPAQUE_AT)
-        template = template[:after_opaque] + b"%b" + template[after_opaque + 4 :]
-        self._binary[queue_id_size, queue_offset_size] = template
+    def _binary_template(self, queue_id: int, queue_offset: int) -> bytes:
+        """A frame with places for the opaque's bytes, the physical offset and a queue offset of as many digits."""
+        digits = len(str(queue_offset))
+        least, greatest = (10 ** (digits - 1) if digits > 1 else 0), 10**digits - 1
+        frame = self._frame(_ROCKETMQ, queue_id, greatest, 0)
+        before = b"queueOffset" + _pack_int(digits)
+        after_opaque = self._with_place(frame[_OPAQUE_AT + 4 :])
+        after_opaque = after_opaque.replace(before + b"%d" % greatest, before + b"%d", 1)
+        template = frame[:_OPAQUE_AT].replace(b"%", b"%%") + b"%b" + after_opaque
+        if len(self._binary) >= _QUEUES_MAX:
+            self._binary.clear()
+        self._binary[queue_id] = least, greatest, template
         return template
+
+    def _with_place(self, text: bytes) -> bytes:
+        """`text` as a template with a place for the physical offset."""
+        first_id = self._first_id.encode()
+        place = first_id[:-_OFFSET_DIGITS] + b"%%0%dX" % _OFFSET_DIGITS
+        return text.replace(b"%", b"%%").replace(first_id, place, 1)
 
     def _frame(self, serialize_type: SerializeType, queue_id: int, queue_offset: int, opaque: int) -> bytes:
-        """An answer's frame, as a %-template with a place for the physical offset."""
+        """The frame of the answer with physical offset 0."""
         reply = Command(
             0,
             header=SendMessageResponseHeader(msg_id=self._first_id, queue_id=queue_id, queue_offset=queue_offset),
@@ -83,6 +100,4 @@ class SendReplyEncoder:
             opaque=opaque,
             serialize_type=serialize_type,
         )
-        first_id = self._first_id.encode()
-        place = first_id[:-_OFFSET_DIGITS] + b"%%0%dX" % _OFFSET_DIGITS
-        return encode_frame(reply).replace(b"%", b"%%").replace(first_id, place, 1)
+        return encode_frame(reply)
