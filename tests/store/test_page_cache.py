@@ -66,15 +66,34 @@ async def test_the_real_disk_tells_what_is_cached(tmp_path: Path) -> None:
 async def test_a_cold_answer_is_told_of_and_comes_after_one_trip(twin: FaultyDisk) -> None:
     async with Place(twin, "store").open() as store:
         stored(store.append([new_message(b"%d" % number, queue_id=number % 2) for number in range(64)]))
-        warm = store.get_messages("T", 0, 0, max_count=32)
         twin.cold.add(LOG)
         with pytest.raises(ColdReadError):
             store.get_messages("T", 0, 0, max_count=32, wait=False)
-        assert (await get(store))[1] == 1
-        answer, trips = await get(store)
-        assert (answer, trips) == (warm, 0)  # the blocks are known to be cached now
+        warm, trips = await get(store)
+        assert trips == 1
+        assert [message.body for message in decode_records(warm.body)] == [b"%d" % number for number in range(0, 64, 2)]
+        assert await get(store) == (warm, 0)  # the blocks are known to be cached now
         assert [block[0] for block in twin.read_ahead_blocks] == [LOG]
         assert store.get_messages("T", 0, 0, max_count=32) == warm
+
+
+@pytest.mark.trio
+async def test_what_was_read_between_the_records_of_others_serves_these(twin: FaultyDisk) -> None:
+    async with Place(twin, "store").open() as store:
+        stored(store.append([new_message(b"%d" % number, queue_id=number % 2) for number in range(40)]))
+        store.get_messages("T", 0, 0, max_count=32)
+        twin.cold.add(LOG)
+        answer = store.get_messages("T", 1, 0, max_count=32, wait=False)  # from memory, else it were a ColdReadError
+        assert [message.body for message in decode_records(answer.body)] == [
+            b"%d" % number for number in range(1, 40, 2)
+        ]
+        stored(store.append([new_message(b"%d" % number, queue_id=number % 2) for number in range(40, 60)]))
+        with pytest.raises(ColdReadError):  # of what came later nothing was kept
+            store.get_messages("T", 1, 0, max_count=32, wait=False)
+        answer = store.get_messages("T", 1, 0, max_count=32)
+        assert [message.body for message in decode_records(answer.body)] == [
+            b"%d" % number for number in range(1, 60, 2)
+        ]
 
 
 @pytest.mark.trio

@@ -1,8 +1,9 @@
 """Reading: pulls, look-ups by offset and by time.
 
 A pull unpacks the queue's entries, picks those that match, and reads their records with as few calls as it can: records
-that stand close together in the log come with one read, then all are joined once.  The page cache is the only cache, so
-a pull from the middle of a backlog costs what one from its end costs; what is not in it goes to a thread first.
+that stand close together in the log come with one read, then all are joined once.  The page cache is the cache, so a
+pull from the middle of a backlog costs what one from its end costs; what is not in it goes to a thread first.  Only the
+two stretches read last are kept, at most 2 MiB.
 Source of the statuses and of the next offset: RocketMQ DefaultMessageStore.getMessage.
 """
 
@@ -38,6 +39,9 @@ _GAP_BYTES_MAX = 16 * 1024
 
 _SPAN_BYTES_MAX = 1024 * 1024
 
+_AHEAD_BYTES = 16 * 1024
+"""Read behind a stretch of the log: where the records of the next queue's pull end."""
+
 _SIZE_AT = 8
 """Where the record's size stands in an entry; behind `min_offset` no entry is a filler."""
 
@@ -69,6 +73,8 @@ class Reader:
         self._count_max = count_max
         self._bytes_max = bytes_max
         self._end = end
+        self._stretches: tuple[tuple[int, bytes], tuple[int, bytes]] = ((0, b""), (0, b""))
+        """The two read last between the records of several queues, and where each begins in the log."""
         self.messages = 0
         self.bytes = 0
         self.found = 0
@@ -215,17 +221,37 @@ class Reader:
             gaps = [*map(sub, places[1:], map(add, places, sizes))]
             if min(gaps) < 0 or max(gaps) > _GAP_BYTES_MAX or min(sizes) <= 0:
                 return None
-        if cache is not None and first < log.position - RECENT_BYTES:
-            cache.require_span(log.files, first, span)
-        block = log.read(first, span)
-        if len(block) != span:
-            return None
         if span == total:
-            return block, count
+            if cache is not None and first < log.position - RECENT_BYTES:
+                cache.require_span(log.files, first, span)
+            block = log.read(first, span)
+            return (block, count) if len(block) == span else None
+        begin, block = self._stretch(first, span, cache)
+        if len(block) < first - begin + span:
+            return None
         view = memoryview(block)
         return b"".join(
-            [view[place - first : place - first + size] for place, size in zip(places, sizes, strict=True)]
+            [view[place - begin : place - begin + size] for place, size in zip(places, sizes, strict=True)]
         ), count
+
+    def _stretch(self, first: int, span: int, cache: PageCache | None) -> tuple[int, bytes]:
+        """A stretch of the log, and where it begins, that holds the `span` bytes from `first` unless they are gone.
+
+        A group drains the queues of a topic abreast, and their records stand between one another's: so what was read
+        for one is looked into for the next ones.  What is visible changes no more; what is no longer in the log nobody
+        asks for here.
+        """
+        for kept in self._stretches:
+            if kept[0] <= first and first + span <= kept[0] + len(kept[1]):
+                return kept
+        log, file_size = self._log, self._log.files.file_size
+        size = max(span, min(span + _AHEAD_BYTES, self._end() - first, file_size - first % file_size))
+        if cache is not None and first < log.position - RECENT_BYTES:
+            cache.require_span(log.files, first, size)
+        read = first, log.read(first, size)
+        if not self._check_crc:  # else what was found damaged is read anew each time
+            self._stretches = read, self._stretches[0]
+        return read
 
     def _get_around(self, offset: int, data: bytes, picked: list[tuple[int, int]], begin: int, end: int) -> GetResult:
         """The picked records before the first that cannot be read; or, when that is the first, on to the next file."""
