@@ -164,6 +164,53 @@ async def test_single_sends_leave_together_when_gathered(name_server: str, broke
         assert (message.queue.queue_id, message.queue_offset) == (result.queue.queue_id, result.queue_offset)
 
 
+@pytest.mark.parametrize("gather", [None, AutoBatch(count=20, size_bytes=10_000)], ids=["singly", "gathered"])
+async def test_many_at_once_come_to_what_each_would_alone(
+    name_server: str, topic: str, gather: AutoBatch | None
+) -> None:
+    under_way = most = requests = 0
+
+    async def count(sending: Sending, proceed: Proceed) -> SendResult | None:
+        nonlocal under_way, most, requests
+        under_way += 1
+        requests += 1
+        most = max(most, under_way)
+        try:
+            return await proceed()
+        finally:
+            under_way -= 1
+
+    messages = [Message(topic, b"%03d" % number) for number in range(100)]
+    messages[7] = Message(topic, b"")
+    messages[20] = Message(topic, bytes(20_000))
+    for number in range(50, 60):
+        messages[number].sharding_key = "key"
+    async with Producer(name_servers=name_server, auto_batch=gather, interceptors=[count]) as producer:
+        await make_topic(producer, topic)
+        with pytest.raises(ClientError, match="at_once is 0"):
+            await producer.send_many(messages, at_once=0)
+        assert await producer.send_many([]) == []
+        requests = 0
+        outcomes = await producer.send_many(messages, at_once=5)
+    assert "the body is empty" in str(outcomes[7])
+    if gather is None:
+        assert (requests, most) == (99, 5)
+    else:  # 88 in batches of 20, the ten with a key, and the large one
+        assert requests == 5 + 1 + 1
+    by_id = {message.message_id: message for queue in (await stored(name_server, topic)).values() for message in queue}
+    assert len(by_id) == 100
+    for number, outcome in enumerate(outcomes):
+        if number == 7:
+            continue
+        assert isinstance(outcome, SendResult)
+        message = by_id[outcome.message_id]
+        assert message.body == messages[number].body
+        assert message.offset_message_id == outcome.offset_message_id
+        assert (message.queue, message.queue_offset) == (outcome.queue, outcome.queue_offset)
+        if 50 <= number < 60:
+            assert message.queue.queue_id == abs(java_string_hash("key")) % 4
+
+
 async def test_a_sender_of_a_gathered_message_may_be_cancelled(name_server: str, topic: str) -> None:
     async with Producer(name_servers=name_server, auto_batch=AutoBatch(delay_seconds=0.2)) as producer:
         with anyio.CancelScope() as scope:
