@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import anyio
 import pytest
 
-from tests.client.test_producer import LIMIT_SECONDS, make_topic, stored
+from tests.client.test_producer import LIMIT_SECONDS, known_queues, make_topic, stored
 from trio_rmq.client import (
     AutoBatch,
     ConsumeEndTrace,
@@ -15,6 +15,7 @@ from trio_rmq.client import (
     ConsumeResult,
     ConsumeStartTrace,
     EndTransactionTrace,
+    LitePullConsumer,
     Message,
     Producer,
     PushConsumer,
@@ -25,7 +26,7 @@ from trio_rmq.client import (
     TransactionState,
     decode_traces,
 )
-from trio_rmq.wire.trace import TracedMessageType
+from trio_rmq.wire.trace import ConsumeReturnType, TracedMessageType
 
 pytestmark = pytest.mark.anyio
 
@@ -170,6 +171,41 @@ async def test_what_a_push_consumer_tells(name_server: str, topic: str, orderly:
         ("", 0), ("fails", 0), ("fails", 1), ("raises", 0), ("works", 0), *[("raises", 1)] * orderly,
     ])  # fmt: skip
     assert {trace.group for trace in told} == {topic}
+
+
+async def test_what_a_lite_pull_consumer_tells(name_server: str, topic: str) -> None:
+    traced = f"{topic}_traces"
+    async with Producer(name_servers=name_server) as producer:
+        await make_topic(producer, topic)
+        await producer.send(Message(traced, b"a topic of its own"))
+        sent = [await producer.send(Message(topic, b"%d" % number, keys=f"k{number}")) for number in range(5)]
+        polls: list[list[ReceivedMessage]] = []
+        async with LitePullConsumer("group", name_servers=name_server, trace=traced) as consumer:
+            with anyio.fail_after(LIMIT_SECONDS):
+                await consumer.assign([*await known_queues(producer, topic), *await known_queues(producer, traced)])
+                while sum(map(len, polls)) < 7:  # with those that make the topics
+                    polls.append(await consumer.poll(2))
+    handed_out = [[message.message_id for message in poll if message.topic == topic] for poll in polls]
+    told = [
+        trace
+        for queue in (await stored(name_server, traced)).values()
+        for message in queue
+        if message.body != b"a topic of its own"
+        for trace in decode_traces(message.body)
+    ]
+    starts = [trace for trace in told if isinstance(trace, ConsumeStartTrace)]
+    ends = [trace for trace in told if isinstance(trace, ConsumeEndTrace)]
+    assert len(told) == len(starts) + len(ends) == 12
+    for traces in (starts, ends):  # each poll's messages under one id, and none of what is in the trace topic
+        calls: dict[str, list[str]] = {}
+        for trace in traces:
+            calls.setdefault(trace.request_id, []).append(trace.message_id)
+        assert sorted(calls.values()) == sorted(ids for ids in handed_out if ids)
+    assert {trace.message_id: trace.keys for trace in starts}.items() >= {
+        result.message_id: f"k{number}" for number, result in enumerate(sent)
+    }.items()
+    assert {(trace.group, trace.retry_times) for trace in starts} == {("group", 0)}
+    assert {(trace.success, trace.return_type) for trace in ends} == {(True, ConsumeReturnType.SUCCESS)}
 
 
 async def test_a_traced_consumer_of_traces_makes_none_of_them(name_server: str, topic: str) -> None:

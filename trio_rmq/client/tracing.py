@@ -1,9 +1,10 @@
 """Message traces of one client: what it sent or consumed, told to a trace topic in batches.
 
-`SendTracer` stands around a producer's tries, `ConsumeTracer` around a consumer's listener calls; both only note.  One
-task, `TraceSender.run`, sends what was noted.  Invariants: noting never waits and never fails, a broker that takes no
-traces costs their loss and one line in the log; at most TRACES_WAITING_MAX wait, further ones are lost; traces of trace
-messages are not made.  Source: RocketMQ AsyncTraceDispatcher and its three hooks (4.9.8).
+`SendTracer` stands around a producer's tries, `ConsumeTracer` around a consumer's listener calls, or is told what is
+handed out; both only note.  One task, `TraceSender.run`, sends what was noted.  Invariants: noting never waits and
+never fails, a broker that takes no traces costs their loss and one line in the log; at most TRACES_WAITING_MAX wait,
+further ones are lost; traces of trace messages are not made.  Source: RocketMQ AsyncTraceDispatcher and its three hooks
+(4.9.8), DefaultLitePullConsumerImpl.poll.
 """
 
 from __future__ import annotations
@@ -233,9 +234,9 @@ class _Call:
 
 
 class ConsumeTracer:
-    """Notes the listener calls of one consumer: stands around each as an interceptor."""
+    """Notes the listener calls of one consumer: stands around each as an interceptor.  Or what it hands out."""
 
-    def __init__(self, sender: TraceSender, group: str, consume_timeout_seconds: float | None) -> None:
+    def __init__(self, sender: TraceSender, group: str, consume_timeout_seconds: float | None = None) -> None:
         self._sender = sender
         self._group = group
         self._timeout_seconds = consume_timeout_seconds
@@ -262,6 +263,13 @@ class ConsumeTracer:
         else:
             self._sender.note(self._ended(call, ConsumeReturnType.FAILED, later.consumed_count))
         return outcome
+
+    def note_handed_out(self, messages: Sequence[ReceivedMessage]) -> None:
+        """Note messages that were asked for and handed out: no call of theirs ends, so they are done at once."""
+        traced = [number for number, message in enumerate(messages) if self._is_traced(message)]
+        if traced:
+            call = _Call(messages, traced, self._sender.next_id(), anyio.current_time())
+            self._sender.note([*self._started(call), *self._ended(call, ConsumeReturnType.SUCCESS, len(messages))])
 
     def _ended(self, call: _Call, return_type: ConsumeReturnType, consumed: int) -> list[ConsumeEndTrace]:
         """The traces of a call that ended with its first `consumed` messages done."""

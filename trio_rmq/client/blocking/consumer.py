@@ -48,6 +48,7 @@ class LitePullSettings(TypedDict, total=False):
     serialize_type: SerializeType
     ssl_context: TlsContext | None
     use_tls: bool
+    trace: bool | str
 
 
 class LitePullConsumer(BlockingClient[lite_pull_consumer.LitePullConsumer]):
