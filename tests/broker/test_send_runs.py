@@ -11,9 +11,10 @@ from trio.testing import MockClock
 
 from tests.broker.running import CLIENT, Client, one_broker, send_header
 from trio_rmq.remoting.client import RemotingClient
-from trio_rmq.wire import binary_codec, binary_layouts
+from trio_rmq.wire import binary_codec, binary_layouts, json_codec
 from trio_rmq.wire.codes import RequestCode
 from trio_rmq.wire.command import Command, SerializeType
+from trio_rmq.wire.json_forms import JsonForms
 from trio_rmq.wire.record import decode_records
 
 pytestmark = pytest.mark.trio
@@ -99,19 +100,25 @@ async def outcome(client: Client, commands: list[Command], run: int) -> tuple[ob
 
 async def test_a_run_is_what_its_sends_are_alone(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(binary_codec, "layouts", binary_layouts.LayoutCache())
-    async with one_client(SerializeType.JSON) as client:
-        alone = await outcome(client, sends(), 1)
+    monkeypatch.setattr(json_codec, "forms", JsonForms(json_codec.encode_json_header))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_codec, "SEND_CODE", -1)  # all are parsed
+        async with one_client(SerializeType.JSON) as client:
+            alone = await outcome(client, sends(), 1)
+    assert not json_codec.forms.likenesses
     for serialize_type in (SerializeType.JSON, SerializeType.ROCKETMQ):
         async with one_client(serialize_type) as client:
             assert await outcome(client, sends(), RUN) == alone
-    assert binary_codec.layouts.likenesses > 1  # they came the short way
+    assert min(binary_codec.layouts.likenesses, json_codec.forms.likenesses) > 1  # they came the short way
 
 
+@pytest.mark.parametrize("serialize_type", [SerializeType.JSON, SerializeType.ROCKETMQ])
 async def test_sends_that_are_alike_but_for_queue_time_and_unique_id_are_not_looked_at_one_by_one(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, serialize_type: SerializeType
 ) -> None:
     monkeypatch.setattr(binary_codec, "layouts", binary_layouts.LayoutCache())
-    async with one_client(SerializeType.ROCKETMQ) as client:
+    monkeypatch.setattr(json_codec, "forms", JsonForms(json_codec.encode_json_header))
+    async with one_client(serialize_type) as client:
         await client.create_topic("T", QUEUES)
         commands = [
             command(

@@ -19,7 +19,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from trio_rmq.wire.command import Command
 
 HeaderT = TypeVar("HeaderT", bound=msgspec.Struct)
+LikenessT = TypeVar("LikenessT", bound="Likeness")
 
 OPAQUE = slice(5, 9)
 """Where the opaque stands in a binary header."""
@@ -113,7 +114,7 @@ class Likeness:
 
     __slots__ = ("_fields", "_header", "_header_type", "_names", "code", "flag", "language", "slots", "version")
 
-    def __init__(self, form: Form, fields: dict[str, str], header: msgspec.Struct, command: Command) -> None:
+    def __init__(self, form: Form[Any], fields: dict[str, str], header: msgspec.Struct, command: Command) -> None:
         self.code = command.code
         self.flag = command.flag
         self.language = command.language
@@ -148,7 +149,7 @@ class Likeness:
 
 
 class LikeFields(msgspec.Struct, eq=False, gc=False):
-    """The fields of an incoming header that is like an earlier one.
+    """The fields of an incoming header, binary or JSON, that is like an earlier one.
 
     `values` are its opaque and the bytes of its slots, all of them ASCII and no longer than what they stand for can be.
     """
@@ -165,29 +166,35 @@ class LikeFields(msgspec.Struct, eq=False, gc=False):
         return self.likeness.header(header_type, self.values[1:])
 
 
-class Form:
+class Form(Generic[LikenessT]):
     """How headers of one size are cut: literal bytes and slots in turn, as `unpack` gives them, literal bytes first."""
 
     __slots__ = ("likenesses", "literals", "names", "newest", "places", "slots", "unpack")
 
-    def __init__(self, size_bytes: int, slots: Sequence[tuple[str, str, slice]]) -> None:
-        """`slots` are (attribute, wire name, place in the header), in order of their places."""
+    def __init__(
+        self, size_bytes: int, slots: Sequence[tuple[str, str, slice]], opaque: slice = OPAQUE, opaque_code: str = "i"
+    ) -> None:
+        """`slots` are (attribute, wire name, place in the header), in order of their places.
+
+        The opaque is a slot as well, before or behind all others; `opaque_code` is how `struct` reads it.
+        """
         self.slots = tuple(attribute for attribute, _, _ in slots)
         self.names = tuple(name for _, name, _ in slots)
         self.places = [place for _, _, place in slots]
-        parts, at = [f">{OPAQUE.start}si"], OPAQUE.stop
-        for _, _, place in slots:
-            parts.append(f"{place.start - at}s{place.stop - place.start}s")
+        coded = [(opaque, opaque_code), *((place, f"{place.stop - place.start}s") for place in self.places)]
+        parts, at = [">"], 0
+        for place, code in sorted(coded, key=lambda slot: slot[0].start):
+            parts.append(f"{place.start - at}s{code}")
             at = place.stop
         self.unpack = struct.Struct(f"{''.join(parts)}{size_bytes - at}s").unpack_from
-        self.likenesses: dict[tuple[Any, ...], Likeness] = {}
+        self.likenesses: dict[tuple[Any, ...], LikenessT] = {}
         """By their literal bytes."""
         self.literals: tuple[Any, ...] = ()
         """Those of `newest`."""
-        self.newest: Likeness | None = None
+        self.newest: LikenessT | None = None
         """The likeness that was found last."""
 
-    def find(self, literals: tuple[Any, ...]) -> Likeness | None:
+    def find(self, literals: tuple[Any, ...]) -> LikenessT | None:
         """The likeness with these literal bytes."""
         found = self.likenesses.get(literals)
         if found is not None:
@@ -205,7 +212,7 @@ class LayoutCache:
         self._walked: dict[int, int] = {}
         self._likenesses = 0
         self._strangers = 0
-        self.forms: dict[int, Form] = {}
+        self.forms: dict[int, Form[Likeness]] = {}
         """By the size of the header."""
 
     def __len__(self) -> int:
@@ -228,7 +235,7 @@ class LayoutCache:
         places = dict(zip(raw.layout.names, raw.layout.values, strict=True))
         slots = [
             (attribute, name, slice(AREA_AT + place.start, AREA_AT + place.stop))
-            for attribute, name, size_max in _changing_fields(type(header))
+            for attribute, name, size_max in changing_fields(type(header))
             if (place := places.get(name)) is not None and 0 < place.stop - place.start <= size_max
         ]
         slots.sort(key=lambda slot: slot[2].start)
@@ -276,7 +283,7 @@ def _mask(size_bytes: int, holes: Sequence[slice]) -> int:
     return int.from_bytes(mask, "little")
 
 
-def _changing_fields(header_type: type[msgspec.Struct]) -> list[tuple[str, str, int]]:
+def changing_fields(header_type: type[msgspec.Struct]) -> list[tuple[str, str, int]]:
     """(attribute, wire name, most bytes) of the fields that differ from one header to the next."""
     found: list[tuple[str, str, int]] = []
     for field in msgspec.structs.fields(header_type):
