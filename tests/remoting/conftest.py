@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from trio_rmq.errors import RequestError
-from trio_rmq.remoting.handlers import HandlerTable, Later
+from trio_rmq.remoting.handlers import HandlerTable, Later, Reply
 from trio_rmq.remoting.listener import serve_remoting
 from trio_rmq.remoting.session import Session
 from trio_rmq.wire.command import Command
@@ -27,6 +27,7 @@ NOTIFY = 8
 RELEASE = 9
 BATCH_LATER = 10
 LONG = 11
+BEGIN_LATER = 12
 UNKNOWN = 4_000
 CLIENT_CODE = 39
 
@@ -39,6 +40,7 @@ class Desk:
     runs: list[int] = field(default_factory=list)
     opened: list[Session] = field(default_factory=list)
     closed: list[Session] = field(default_factory=list)
+    begun: list[Callable[[], None]] = field(default_factory=list)
     held: int = 0
     release: trio.Event = field(default_factory=trio.Event)
     gone: trio.Event = field(default_factory=trio.Event)
@@ -62,6 +64,7 @@ class Desk:
         table.register(RELEASE, self.release_held)
         table.register_batch(BATCH_LATER, self.batch_later)
         table.register(LONG, self.long)
+        table.register_batch(BEGIN_LATER, self.begin_later)
         return table
 
     def echo(self, session: Session, command: Command) -> Command:
@@ -111,6 +114,18 @@ class Desk:
 
         self.runs.append(len(run))
         return [run[0].reply(remark="now"), Later(rest)]
+
+    def begin_later(self, session: Session, run: Sequence[Command]) -> Sequence[Later]:
+        """One Later for all, whose answers come when `settle` is called."""
+
+        async def wait() -> Sequence[Command]:
+            raise AssertionError("a task for what needs none")
+
+        def begin(settle: Callable[[Sequence[Reply]], None]) -> None:
+            answers: list[Reply] = [command.reply(body=bytes(command.body)) for command in run]
+            self.begun.append(lambda: settle(answers))
+
+        return [Later(wait, begin=begin)]
 
     def long(self, session: Session, command: Command) -> Command:
         """4 MiB come back."""

@@ -26,9 +26,12 @@ class Later:
     `held` requests (long polls) do not count against the connection's requests in flight.  Cancelled when the
     connection closes.  `answers` names the requests it answers; only a batch handler that returns several `Later`
     for one run need give it, so that a failing `run` is answered for the right ones.
+
+    `begin` gives the same answers without a task, where they are not held: a session calls it instead of `run`, with
+    what is to be called with the replies, once and from the event loop, maybe at once.  It must not raise.
     """
 
-    __slots__ = ("answers", "held", "run")
+    __slots__ = ("answers", "begin", "held", "run")
 
     def __init__(
         self,
@@ -36,8 +39,10 @@ class Later:
         *,
         held: bool = False,
         answers: Sequence[Command] = (),
+        begin: Callable[[Callable[[Sequence[Reply]], None]], None] | None = None,
     ) -> None:
         self.run = run
+        self.begin = begin
         self.held = held
         self.answers = answers
 

@@ -2,7 +2,7 @@
 
 A transport reads a chunk, turns it into commands and calls `_handle`; the replies of the whole chunk come back as one
 list and leave in one write.  Handlers run right there, in the reading task.  Only a `Later` becomes a task, in the
-nursery of its session, so it ends with the connection.
+nursery of its session, so it ends with the connection; one that a service tells (`Later.begin`) needs none.
 
 Writing: exactly one task writes at a time (`_writing`).  The reading task writes its replies itself when nothing is
 queued, on plain TCP without a turn for others between (`plain_socket.py`); what it cannot hand to the system at once,
@@ -29,6 +29,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import trio
@@ -37,6 +38,7 @@ from trio_rmq import limits
 from trio_rmq.errors import ConnectionLostError, ProtocolError, RequestError
 from trio_rmq.remoting.address import format_address
 from trio_rmq.remoting.handlers import BatchHandler, HandlerTable, Later, Reply
+from trio_rmq.remoting.in_flight import InFlight
 from trio_rmq.remoting.outgoing import next_write
 from trio_rmq.remoting.request_table import RequestTable
 from trio_rmq.remoting.settings import RemotingSettings
@@ -89,8 +91,6 @@ class Session(ABC):
         "__weakref__",
         "_handlers",
         "_in_flight",
-        "_in_flight_bytes",
-        "_in_flight_fell",
         "_nursery",
         "_on_close",
         "_on_open",
@@ -133,9 +133,7 @@ class Session(ABC):
         self._on_open = on_open
         self._on_close = on_close
         self._requests = RequestTable(self.peer, limits.CLIENT_REQUESTS_MAX)
-        self._in_flight = 0
-        self._in_flight_bytes = 0
-        self._in_flight_fell: trio.Event | None = None
+        self._in_flight = InFlight(settings)
         self._outgoing: deque[bytes] = deque()
         self._outgoing_bytes = 0
         self._writing = False
@@ -291,7 +289,7 @@ class Session(ABC):
                     index += 1
                 self._handle_run(batch_handler, commands[start:index], replies)
                 continue
-            if self._in_flight >= self._settings.requests_in_flight_max:
+            if self._in_flight.requests >= self._settings.requests_in_flight_max:
                 self._refuse((command,), replies)
                 continue
             try:
@@ -307,7 +305,7 @@ class Session(ABC):
         return replies
 
     def _handle_run(self, handler: BatchHandler, run: Sequence[Command], replies: list[Reply]) -> None:
-        if self._in_flight >= self._settings.requests_in_flight_max:
+        if self._in_flight.requests >= self._settings.requests_in_flight_max:
             self._refuse(run, replies)
             return
         try:
@@ -339,7 +337,7 @@ class Session(ABC):
 
     def _refuse(self, run: Sequence[Command], replies: list[Reply]) -> None:
         limit = self._settings.requests_in_flight_max
-        remark = f"[OVERLOAD] this connection has {self._in_flight} unanswered requests; the limit is {limit}"
+        remark = f"[OVERLOAD] this connection has {self._in_flight.requests} unanswered requests; the limit is {limit}"
         replies.extend(command.reply(SYSTEM_BUSY, remark=remark) for command in run if not command.flag & FLAG_ONEWAY)
 
     # --- answers that wait -----------------------------------------------------------------------------------------
@@ -349,22 +347,32 @@ class Session(ABC):
         size = 0
         if not later.held:
             size = sum([len(command.body) for command in answers])
-            self._in_flight += len(answers)
-            self._in_flight_bytes += size
-        self._nursery.start_soon(self._run_later, later, answers, size)
+            self._in_flight.add(len(answers), size)
+        if later.begin is None or later.held:
+            self._nursery.start_soon(self._run_later, later, answers, size)
+        else:
+            later.begin(partial(self._settle, answers, size))
 
-    def _is_loaded(self) -> bool:
-        settings = self._settings
-        return (
-            self._in_flight > settings.requests_in_flight_max // 2
-            or self._in_flight_bytes > settings.in_flight_bytes_pause
-        )
-
-    async def _wait_in_flight(self) -> None:
-        """For the reading task, after each chunk: read on when no more than the bounds is in flight."""
-        while self._in_flight and self._is_loaded():
-            self._in_flight_fell = trio.Event()
-            await self._in_flight_fell.wait()
+    def _settle(self, answers: Sequence[Command], size: int, replies: Sequence[Reply]) -> None:
+        """Answer what was begun without a task.  Called by a service, which a defect here must not reach."""
+        self._in_flight.remove(len(answers), size)
+        if not replies or self.closed:
+            return
+        try:
+            pieces = self._encode_safely(replies)
+            if not self._writing and not self._outgoing:
+                sent = self._send_now(pieces[0])
+                if sent:
+                    self.last_activity = trio.current_time()
+                    pieces[:1] = [pieces[0][sent:]] if sent < len(pieces[0]) else []
+            if pieces:
+                self._enqueue(pieces)
+                self._write_soon()
+        except OSError as error:
+            self.close(f"lost while writing: {error}")
+        except Exception as error:
+            logger.error("connection with %s: dropped by an error in the server", self.peer, exc_info=error)
+            self.close()
 
     async def _run_later(self, later: Later, answers: Sequence[Command], size: int) -> None:
         replies: list[Reply] = []
@@ -374,11 +382,7 @@ class Session(ABC):
             self._fail_run(answers, error, replies)
         finally:
             if not later.held:
-                self._in_flight -= len(answers)
-                self._in_flight_bytes -= size
-                if self._in_flight_fell is not None:
-                    self._in_flight_fell.set()
-                    self._in_flight_fell = None
+                self._in_flight.remove(len(answers), size)
         if len(answers) == 1 and answers[0].flag & FLAG_ONEWAY:
             replies.clear()
         if not replies or self.closed:
@@ -408,6 +412,10 @@ class Session(ABC):
     def _post(self, commands: list[Command]) -> None:
         """Queue commands from outside the reading task, and see that a task writes them."""
         self._enqueue(self._encode(commands))
+        self._write_soon()
+
+    def _write_soon(self) -> None:
+        """See that a task writes what is queued."""
         if not self._writing and self._nursery is not None and not self.closed:
             self._writing = True
             self._nursery.start_soon(self._write_queue)

@@ -63,8 +63,8 @@ class TcpSession(Session):
                     replies = self._handle(commands)
                     if replies:
                         await self._reply(replies)
-                    if self._in_flight:
-                        await self._wait_in_flight()
+                    if self._in_flight.requests:
+                        await self._in_flight.wait_for_room()
                     if splitter.failure is not None:
                         raise splitter.failure
                 elif len(data) >= ACTIVE_READ_BYTES:

@@ -186,8 +186,8 @@ class WebSocketSession(Session):
             replies = self._handle(commands)
             if replies:
                 await self._reply(replies)
-            if self._in_flight:
-                await self._wait_in_flight()
+            if self._in_flight.requests:
+                await self._in_flight.wait_for_room()
 
     async def _refuse_message(self, websocket: WebSocketConnection, code: int, reason: str) -> None:
         logger.warning("connection with %s: closed, %s", self.peer, reason)

@@ -1,8 +1,8 @@
 """The services that bring written data to the disk: the log's sync and the queues' writing out.
 
-`LogFlusher` syncs the log: under SYNC_FLUSH at once and for all waiters of one round together (group commit), else in
-the background after an interval.  `QueueFlusher` writes waiting queue entries to their files in groups, syncs them now
-and then, and only then raises the checkpoint.
+`LogFlusher` syncs the log: under SYNC_FLUSH at once and for all waiters of one round together (group commit), the next
+round beginning before those of the last are told, else in the background after an interval.  `QueueFlusher` writes
+waiting queue entries to their files in groups, syncs them now and then, and only then raises the checkpoint.
 
 Invariants: `synced_offset` never passes what a sync that began after the write has confirmed; a sync that failed is
 never tried again (the kernel may have dropped the pages and marked them clean): the store fails for good; work happens
@@ -12,6 +12,7 @@ only after something was written - an idle store wakes nobody.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Awaitable, Callable
 from logging import getLogger
 
@@ -40,9 +41,15 @@ _MUCH_BYTES = 4 * 1024 * 1024
 a sync every half second, without what they waited for a processor: the slowest took 13 ms before, 0.5 to 16 ms since.
 """
 
+_CALLS_A_SLICE = 64
+"""Answers given after a sync before other tasks get their turn: about 2 ms."""
+
 _QUEUES_A_SLICE = 64
 """Queues written out before other tasks get their turn: about 3 ms of system calls."""
 
+
+Told = Callable[[StoreFailedError | None], None]
+"""Called once a sync is done, with None, or will never be, with the reason; must not wait or raise."""
 
 SyncedPlace = tuple[int, int]
 """A physical offset, and how many queue entries there are of all records before it."""
@@ -51,10 +58,11 @@ SyncedPlace = tuple[int, int]
 class _Round:
     """One sync that many may wait for; `end` is the log offset it covers once it has begun."""
 
-    __slots__ = ("done", "end")
+    __slots__ = ("calls", "done", "end")
 
     def __init__(self) -> None:
         self.done = trio.Event()
+        self.calls: list[Told] = []
         self.end = -1
 
 
@@ -98,6 +106,8 @@ class LogFlusher:
         """Whether nothing waits for a sync, so that `wrote` does something."""
         self._next = _Round()
         self._running: _Round | None = None
+        self._calls: deque[tuple[Told, StoreFailedError | None]] = deque()
+        self._calls_came = trio.Event()
         self.failure: StoreFailedError | None = None
         self.synced_offset = 0
         """Everything before this physical offset survives a power loss."""
@@ -115,9 +125,16 @@ class LogFlusher:
         """The log takes no more writes: whoever waits for a sync, now or later, gets `reason`."""
         if self.failure is None:
             self.failure = reason
-            self._next.done.set()
-            if self._running is not None:
-                self._running.done.set()
+            for waited in (self._running, self._next):
+                if waited is not None:
+                    waited.done.set()
+                    self._tell(waited, reason)
+
+    def _tell(self, waited: _Round, failure: StoreFailedError | None) -> None:
+        if waited.calls:
+            self._calls.extend([(call, failure) for call in waited.calls])
+            waited.calls.clear()
+            self._calls_came.set()
 
     async def wait_synced(self, end: int) -> None:
         """Wait until everything before physical offset `end` is synced; StoreFailedError when it never will be.
@@ -129,28 +146,68 @@ class LogFlusher:
         while self.synced_offset < end:
             if self.failure is not None:
                 raise StoreFailedError(str(self.failure)) from self.failure
-            running = self._running
-            await (running if running is not None and running.end >= end else self._next).done.wait()
+            await self._round_of(end).done.wait()
+
+    def when_synced(self, end: int, told: Told) -> None:
+        """Have `told` called as soon as `wait_synced` would return or raise, at once if it would do so at once.
+
+        For who needs no task meanwhile.  Whoever is told then are told in the order in which they asked.
+        """
+        if self.synced_offset >= end:
+            told(None)
+        elif self.failure is not None:
+            told(self.failure)
+        else:
+            self._round_of(end).calls.append(told)
+
+    def _round_of(self, end: int) -> _Round:
+        running = self._running
+        return running if running is not None and running.end >= end else self._next
 
     async def run(self) -> None:
-        """The service; runs until cancelled, or until the log has failed."""
-        flushed_at = trio.current_time()
+        """The service; runs until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._run_at_once if self._sync_flush else self._run_at_intervals)
+            while True:
+                await self._calls_came.wait()
+                self._calls_came = trio.Event()
+                if self._running is not None:
+                    await trio.lowlevel.checkpoint()  # the next sync gets its thread first
+                while self._calls:
+                    for _ in range(min(len(self._calls), _CALLS_A_SLICE)):
+                        told, failure = self._calls.popleft()
+                        told(failure)
+                    await trio.lowlevel.checkpoint()
+
+    async def _run_at_once(self) -> None:
         while self.failure is None:
-            await self._wake.wait()
-            if not self._sync_flush:
-                await trio.sleep(self._interval_seconds)
-                due = flushed_at + self._thorough_seconds - trio.current_time()
-                while self._log.written_end - self.synced_offset < self._least_bytes and due > 0:
-                    await trio.sleep(min(due, self._interval_seconds))
-                    due = flushed_at + self._thorough_seconds - trio.current_time()
-            else:
+            if self.idle:
+                await self._wake.wait()
                 # Whoever has more to append this very moment joins the round instead of waiting for the next one.
                 await trio.lowlevel.checkpoint()
                 await trio.lowlevel.checkpoint()
-            self._wake = trio.Event()
-            self.idle = True
-            await self.sync()
+            # Else they came while the disk was busy: it goes on with them while those it is done with are answered.
+            await self._sync_wakeful()
+
+    async def _run_at_intervals(self) -> None:
+        flushed_at = trio.current_time()
+        while self.failure is None:
+            await self._wake.wait()
+            await trio.sleep(self._interval_seconds)
+            due = flushed_at + self._thorough_seconds - trio.current_time()
+            while self._log.written_end - self.synced_offset < self._least_bytes and due > 0:
+                await trio.sleep(min(due, self._interval_seconds))
+                due = flushed_at + self._thorough_seconds - trio.current_time()
+            await self._sync_wakeful()
             flushed_at = trio.current_time()
+
+    async def _sync_wakeful(self) -> None:
+        """Sync after the one that somebody else began, which may not cover all; what is written meanwhile wakes us."""
+        while self._running is not None:
+            await self._running.done.wait()
+        self._wake = trio.Event()
+        self.idle = True
+        await self.sync()
 
     async def sync(self) -> None:
         """Sync all that is written up to now, names included.  Does nothing once the log has failed."""
@@ -183,6 +240,7 @@ class LogFlusher:
             log.unsynced_starts = [*starts, *(start for start in log.unsynced_starts if start not in starts)]
             self._changed_directories.update(directories)
             running.done.set()  # its waiters look again and wait for the next round
+            self._next.calls[:0] = running.calls
             raise
         finally:
             self._running = None
@@ -194,6 +252,7 @@ class LogFlusher:
         self._checkpoint.log_time_ms = max(self._checkpoint.log_time_ms, time_ms)
         self._synced(self.synced_offset)
         running.done.set()
+        self._tell(running, None)
 
     async def _start_writing(self, starts: list[int], end: int) -> None:
         """Have the kernel begin to write what the files at `starts` hold of the log before `end` and is not synced."""

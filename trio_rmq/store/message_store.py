@@ -21,6 +21,7 @@ from trio_rmq.errors import StoreError, StoreFailedError, StoreLockedError
 from trio_rmq.store.append import BitMapOf
 from trio_rmq.store.consume_queue_ext import AcceptEntry
 from trio_rmq.store.disk import Disk
+from trio_rmq.store.flush import Told
 from trio_rmq.store.messages import (
     AppendResult,
     BatchResult,
@@ -94,6 +95,13 @@ class MessageStore(StoreParts):
             await self._log_flusher.wait_synced(min(end_physical_offset, self._log.position))
         else:
             await trio.lowlevel.checkpoint()
+
+    def when_durable(self, end_physical_offset: int, told: Told) -> None:
+        """`wait_durable` without a task: `told` is called, maybe at once, with None or with why it raises."""
+        if self.sync_flush:
+            self._log_flusher.when_synced(min(end_physical_offset, self._log.position), told)
+        else:
+            told(None)
 
     async def sync(self) -> None:
         """Sync everything that is written now, whatever flushDiskType says; StoreFailedError when that fails."""

@@ -1,7 +1,7 @@
 """Sends: SEND_MESSAGE (10), SEND_MESSAGE_V2 (310) and SEND_BATCH_MESSAGE (320).
 
 All sends that arrived in one read become one append: the handler checks each, appends the good ones together and
-answers them.  Under SYNC_FLUSH one task waits for the sync of them all; those with WAIT=false do not wait.
+answers them.  Under SYNC_FLUSH the store tells when all of them are synced; those with WAIT=false do not wait.
 
 Invariants: a message is answered SEND_OK only after the store has it with the durability it promises; a bad message
 costs nobody else anything.
@@ -164,15 +164,23 @@ class SendHandlers:
     def _after_sync(self, synced: Sequence[Synced], end: int) -> Later:
         """The answers once the log is synced up to `end`, or 14 in the place of each."""
 
+        def replies(failure: StoreFailedError | None) -> Sequence[Reply]:
+            if failure is None:
+                return [answer for _, answer in synced]
+            code, remark = ResponseCode.SERVICE_NOT_AVAILABLE, str(failure)
+            return [request.reply(code, ext=self._answer_ext, remark=remark) for request, _ in synced]
+
         async def wait() -> Sequence[Reply]:
             try:
                 await self._store.wait_durable(end)
             except StoreFailedError as error:
-                code, remark = ResponseCode.SERVICE_NOT_AVAILABLE, str(error)
-                return [request.reply(code, ext=self._answer_ext, remark=remark) for request, _ in synced]
-            return [answer for _, answer in synced]
+                return replies(error)
+            return replies(None)
 
-        return Later(wait, answers=[request for request, _ in synced])
+        def begin(settle: Callable[[Sequence[Reply]], None]) -> None:
+            self._store.when_durable(end, lambda failure: settle(replies(failure)))
+
+        return Later(wait, answers=[request for request, _ in synced], begin=begin)
 
     def _append(
         self, requests: list[Command], messages: list[NewMessage], replies: list[Reply], synced: list[Synced]

@@ -30,7 +30,7 @@ from trio_rmq.store.append import Appender
 from trio_rmq.store.commit_log import CommitLog
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.dispatch import Dispatcher
-from trio_rmq.store.flush import LogFlusher
+from trio_rmq.store.flush import LogFlusher, Told
 from trio_rmq.store.json_files import ConfigFile
 from trio_rmq.store.log_files import LogFiles
 from trio_rmq.store.message_store import MessageStore
@@ -183,11 +183,19 @@ def _log_flusher_on(disk_type: Callable[[Disk], object]) -> AbstractContextManag
 # Syncing ---------------------------------------------------------------------------------------------------------
 
 
-def _acknowledge_before_sync() -> AbstractContextManager[None]:
+@contextmanager
+def _acknowledge_before_sync() -> Iterator[None]:
     async def wait_durable(self: MessageStore, end_physical_offset: int) -> None:
         """Nothing."""
 
-    return replaced(MessageStore, "wait_durable", wait_durable)
+    def when_durable(self: MessageStore, end_physical_offset: int, told: Told) -> None:
+        told(None)
+
+    with (
+        replaced(MessageStore, "wait_durable", wait_durable),
+        replaced(MessageStore, "when_durable", when_durable),
+    ):
+        yield
 
 
 def _hear_no_failed_sync() -> AbstractContextManager[None]:
@@ -198,8 +206,9 @@ def _try_a_failed_sync_again() -> AbstractContextManager[None]:
     return _log_flusher_on(_StubbornDisk)
 
 
-def _acknowledge_what_waited_for_a_failed_sync() -> AbstractContextManager[None]:
-    original = LogFlusher.wait_synced
+@contextmanager
+def _acknowledge_what_waited_for_a_failed_sync() -> Iterator[None]:
+    original, begin = LogFlusher.wait_synced, LogFlusher.when_synced
 
     async def wait_synced(self: LogFlusher, end: int) -> None:
         try:
@@ -207,7 +216,11 @@ def _acknowledge_what_waited_for_a_failed_sync() -> AbstractContextManager[None]
         except StoreFailedError:
             return
 
-    return replaced(LogFlusher, "wait_synced", wait_synced)
+    def when_synced(self: LogFlusher, end: int, told: Told) -> None:
+        begin(self, end, lambda _: told(None))
+
+    with replaced(LogFlusher, "wait_synced", wait_synced), replaced(LogFlusher, "when_synced", when_synced):
+        yield
 
 
 def _take_the_doubtful_end_for_synced() -> AbstractContextManager[None]:
