@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 import pytest
@@ -57,6 +58,16 @@ async def test_requests_one_at_a_time_take_one_step_of_the_session_and_none_of_t
         await trio.testing.wait_all_tasks_blocked()
     assert steps["_serve_connection"] == REQUESTS
     assert steps["_read"] + steps["run"] == REQUESTS
+    assert not steps["_write"]
+
+
+@pytest.mark.trio
+async def test_requests_that_are_to_leave_at_once_wait_for_no_other(desk: Desk) -> None:
+    async with counted(desk) as (connection, steps):
+        async with trio.open_nursery() as nursery:
+            for _ in range(REQUESTS):
+                nursery.start_soon(partial(connection.request, Command(ECHO), at_once=True))
+        await trio.testing.wait_all_tasks_blocked()
     assert not steps["_write"]
 
 

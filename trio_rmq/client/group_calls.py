@@ -159,7 +159,8 @@ async def pull(
         sub_version=sub_version,
         expression_type=expression_type,
     )
-    answer = await remoting.request(address, Command(RequestCode.PULL_MESSAGE, header=header), PULL_SECONDS, now)
+    command = Command(RequestCode.PULL_MESSAGE, header=header)
+    answer = await remoting.request(address, command, PULL_SECONDS, now, at_once=True)
     if answer.code not in PULL_ANSWERS:
         raise ResponseError(answer.code, answer.remark, address=address)
     return answer

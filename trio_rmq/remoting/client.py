@@ -210,9 +210,15 @@ class RemotingClient:
         return None if connection is None or connection.closed else connection
 
     async def request(
-        self, address: str, command: Command, timeout_seconds: float = 3.0, now: float | None = None
+        self,
+        address: str,
+        command: Command,
+        timeout_seconds: float = 3.0,
+        now: float | None = None,
+        *,
+        at_once: bool = False,
     ) -> Command:
-        """The response of the server at `address`; errors as of Connection.request, and ConnectError.
+        """The response of the server at `address`; arguments and errors as of Connection.request, and ConnectError.
 
         ConnectError means that nothing was sent; `timeout_seconds` covers connecting too.
         """
@@ -220,7 +226,7 @@ class RemotingClient:
         if connection is None or connection.closed:
             connection, timeout_seconds = await self._connection_within(address, timeout_seconds)
             now = None
-        return await connection.request(command, timeout_seconds, now)
+        return await connection.request(command, timeout_seconds, now, at_once=at_once)
 
     async def request_many(
         self, address: str, commands: Sequence[Command], timeout_seconds: float = 3.0

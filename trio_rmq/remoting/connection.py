@@ -164,10 +164,14 @@ class Connection:
     def __repr__(self) -> str:
         return f"<connection to {self.address}{' (closed)' if self.closed else ''}>"
 
-    async def request(self, command: Command, timeout_seconds: float = 3.0, now: float | None = None) -> Command:
+    async def request(
+        self, command: Command, timeout_seconds: float = 3.0, now: float | None = None, *, at_once: bool = False
+    ) -> Command:
         """Send `command` and return the server's response, whatever its code.
 
-        `now` is anyio's current time, from who knows it already: asking for it is a part of a request's cost.
+        `now` is anyio's current time, from who knows it already: asking for it is a part of a request's cost.  What is
+        much work for the server leaves better `at_once` than together with other tasks' requests: the server works on
+        it while these are made, and the client on its answer while the server works on these.
 
         RequestTimeoutError without an answer in time; ConnectionLostError when the connection ends first (either way
         the request may have been carried out); TooManyRequestsError when a local bound is reached and nothing was
@@ -182,7 +186,7 @@ class Connection:
         try:
             command.serialize_type = self._channel.serialize_type
             pieces = self._channel.encode([command])
-            if len(requests.entries) == 1 and not self._outgoing_bytes:
+            if (at_once or len(requests.entries) == 1) and not self._outgoing_bytes:
                 sent = self._channel.send_now(pieces[0])
                 pieces[:1] = [pieces[0][sent:]] if sent < len(pieces[0]) else ()
             if pieces:
