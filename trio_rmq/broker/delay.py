@@ -1,8 +1,8 @@
 """Delayed messages: each waits in a queue of SCHEDULE_TOPIC_XXXX, one queue a delay level, until its time has come.
 
 A message sent with a delay level is stored in its level's queue, whose entries carry the time of delivery in the place
-of the tags code.  One task a level sleeps until its first message is due and then stores everything that is due under
-its real topic again, many with one write.
+of the tags code.  One task a level, begun with its first message, sleeps until the first is due and then stores everything
+that is due under its real topic again, many with one write.
 
 Invariants: a level keeps its order; no message is delivered before the time in its entry, nor, when the clock was set
 back since, before its whole delay has passed once more; the offsets on disk (config/delayOffset.json) never pass a
@@ -159,9 +159,8 @@ class DelayService:
             self._copied_before = await copies_since(self._store, log_offset, prop.DELAY)
         try:
             async with trio.open_nursery() as nursery:
-                for level in self._levels:
-                    nursery.start_soon(self._serve_level, level)
                 nursery.start_soon(self._keep_offsets)
+                await self._begin_levels(nursery)
         finally:
             with trio.CancelScope(shield=True):
                 await self._settle()
@@ -226,6 +225,17 @@ class DelayService:
             await self._saved()
 
     # -- one level ------------------------------------------------------------------------------------------------
+
+    async def _begin_levels(self, nursery: trio.Nursery) -> None:
+        """Begin each level's task once a message waits in its queue; most levels of most brokers never have one."""
+        unused = {level.queue_id: level for level in self._levels}
+        while unused:
+            for queue_id, level in list(unused.items()):
+                if self._store.max_offset(names.SCHEDULE_TOPIC, queue_id) > level.next_offset:
+                    del unused[queue_id]
+                    nursery.start_soon(self._serve_level, level)
+            if unused:
+                await self._held_pulls.wait_message(names.SCHEDULE_TOPIC, *unused)
 
     async def _serve_level(self, level: _Level) -> None:
         while True:

@@ -66,26 +66,29 @@ class HeldPulls:
         self._held += 1
         try:
             with trio.move_on_after(timeout_seconds):
-                await self._wait(topic, queue_id, tags_codes)
+                await self._wait(topic, (queue_id,), tags_codes)
                 return True
             return False
         finally:
             self._held -= 1
 
-    async def wait_message(self, topic: str, queue_id: int) -> None:
-        """Wait until a message of the queue arrives: a service of the broker waits, which counts as no held pull.
+    async def wait_message(self, topic: str, *queue_ids: int) -> None:
+        """Wait until a message arrives in one of the queues: a service of the broker waits, which counts as no pull.
 
-        Call it in the same step in which the queue was found empty.  It may return without one.
+        Call it in the same step in which the queues were found empty.  It may return without one.
         """
-        await self._wait(topic, queue_id, None)
+        await self._wait(topic, queue_ids, None)
 
-    async def _wait(self, topic: str, queue_id: int, tags_codes: frozenset[int] | None) -> None:
+    async def _wait(self, topic: str, queue_ids: tuple[int, ...], tags_codes: frozenset[int] | None) -> None:
         waiter = _Waiter(tags_codes)
-        waiters = self._waiters.setdefault((topic, queue_id), set())
-        waiters.add(waiter)
+        keys = [(topic, queue_id) for queue_id in queue_ids]
+        for key in keys:
+            self._waiters.setdefault(key, set()).add(waiter)
         try:
             await waiter.arrived.wait()
         finally:
-            waiters.discard(waiter)
-            if not waiters and self._waiters.get((topic, queue_id)) is waiters:
-                del self._waiters[topic, queue_id]
+            for key in keys:
+                waiters = self._waiters[key]
+                waiters.discard(waiter)
+                if not waiters:
+                    del self._waiters[key]
