@@ -1,9 +1,9 @@
 """The client's side of one connection, on anyio: the same under Trio and asyncio, over TCP or WebSocket.
 
-Three tasks: one reads, and resolves every answer of a chunk; one writes, and joins all that was queued meanwhile into
-one write; one ends requests whose time is up.  A caller only enters its request in the table, queues its bytes - or,
-being alone, sends what the system takes at once (`direct_socket.py`) - and waits: cancelling it never cuts a frame in
-half, and leaves no entry behind.  The server's own requests run as tasks of the connection.
+Two tasks: one reads, resolves every answer of a chunk, and ends requests whose time is up; one writes, and joins all
+that was queued meanwhile into one write.  A caller only enters its request in the table, queues its bytes - or, being
+alone, sends what the system takes at once (`direct_socket.py`) - and waits: cancelling it never cuts a frame in half,
+and leaves no entry behind.  The server's own requests run as tasks of the connection.
 
 When the connection ends, whatever the reason, every waiting request gets ConnectionLostError at once.
 """
@@ -256,7 +256,6 @@ class Connection:
                 async with anyio.create_task_group() as group:
                     self._group = group
                     group.start_soon(self._write)
-                    group.start_soon(self._requests.run_deadlines, self._late)
                     await self._read()
                     self._scope.cancel()
         finally:
@@ -266,21 +265,13 @@ class Connection:
             self._ended.set()
 
     async def _read(self) -> None:
-        resolve = self._requests.resolve
-        receive = self._channel.receive
         reason = "closed by the server"
         try:
             while True:
-                commands = await receive()
-                self._reads += 1
-                for first in range(0, len(commands), RESOLVED_AT_ONCE):
-                    if first:
-                        await anyio.lowlevel.checkpoint()
-                    for command in commands[first : first + RESOLVED_AT_ONCE]:
-                        if command.flag & FLAG_RESPONSE:
-                            resolve(command)
-                        else:
-                            self._handle(command)
+                with self._requests.until_due():
+                    await self._receive()
+                for _ in range(self._requests.end_late()):
+                    self._late()
         except anyio.EndOfStream:
             pass
         except TRANSPORT_ERRORS as error:
@@ -289,6 +280,22 @@ class Connection:
             reason = f"the server sent no valid command: {error}"
             logger.warning("connection to %s: %s", self.address, reason)
         self._mark_closed(reason)
+
+    async def _receive(self) -> None:
+        """Hand out what comes.  It is cancelled while it waits for more, and never between what came together."""
+        resolve = self._requests.resolve
+        receive = self._channel.receive
+        while True:
+            commands = await receive()
+            self._reads += 1
+            for first in range(0, len(commands), RESOLVED_AT_ONCE):
+                if first:
+                    await anyio.lowlevel.cancel_shielded_checkpoint()
+                for command in commands[first : first + RESOLVED_AT_ONCE]:
+                    if command.flag & FLAG_RESPONSE:
+                        resolve(command)
+                    else:
+                        self._handle(command)
 
     def _late(self) -> None:
         """A request got no answer in time.  The second one between which nothing at all came ends the connection.

@@ -5,9 +5,10 @@ requests their opaques and enter them, `resolve` hands an answer to whoever wait
 connection is lost.
 
 Deadlines: requests opened together wait inside one cancel scope (`Pending.wait`).  Single ones (`open_one`), of which
-a client has thousands a second, have no scope of their own: one task, `run_deadlines`, sleeps until the earliest and
-ends what is due.  A request that is due earlier still only moves the moment at which it wakes: in steady traffic it
-wakes once a time-out, not once a request; what was answered meanwhile it drops when it comes upon it.
+a client has thousands a second, have no scope of their own, nor a task that waits for their time: whoever reads the
+connection waits inside `until_due`, and ends what is due when that is over.  A request that is due earlier still only
+moves the moment at which it is over: in steady traffic once a time-out, not once a request; what was answered
+meanwhile is dropped when its time comes.
 
 Invariant: an entry exists exactly while someone waits for it; answered, timed out, cancelled, failed or discarded, it
 is gone.  A response nobody waits for (late, a second one, or made up) is dropped with a debug line.
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
@@ -143,7 +144,7 @@ class RequestTable:
     def open_one(self, request: Command, event: anyio.Event, now: float, timeout_seconds: float) -> Waiting:
         """Enter `request`, due `timeout_seconds` after `now`; send it, then wait for `event`, or `forget` it.
 
-        `event` is a fresh one.  Needs `run_deadlines`.  Errors as of `open`.
+        `event` is a fresh one.  Needs somebody who waits in `until_due`.  Errors as of `open`.
         """
         if self._failure is not None:
             raise _again(self._failure)
@@ -172,23 +173,25 @@ class RequestTable:
         """Drop the entry, if it is there still: the request was not sent, or nobody wants the answer."""
         self.entries.pop(opaque, None)
 
-    async def run_deadlines(self, on_late: Callable[[], None] | None = None) -> None:
-        """End each single request that is due with RequestTimeoutError, and call `on_late`; until cancelled."""
+    def until_due(self) -> anyio.CancelScope:
+        """A scope to read in, which is cancelled when the first single request is due; then comes `end_late`."""
         due, entries = self._due, self.entries
-        while True:
-            while due and due[0][1] not in entries:
-                heappop(due)
-            self._sleeps_until = due[0][0] if due else math.inf
-            with anyio.CancelScope(deadline=self._sleeps_until) as self._sleep:
-                await anyio.sleep_forever()
-            now = anyio.current_time()
-            while due and due[0][0] <= now:
-                _, opaque = heappop(due)
-                waiting = entries.pop(opaque, None)
-                if isinstance(waiting, Waiting):
-                    waiting._settle(opaque, self._late(waiting.timeout_seconds))
-                    if on_late is not None:
-                        on_late()
+        while due and due[0][1] not in entries:
+            heappop(due)
+        self._sleeps_until = due[0][0] if due else math.inf
+        self._sleep = anyio.CancelScope(deadline=self._sleeps_until)
+        return self._sleep
+
+    def end_late(self) -> int:
+        """End each single request that is due with RequestTimeoutError; how many there were."""
+        due, now, count = self._due, anyio.current_time(), 0
+        while due and due[0][0] <= now:
+            _, opaque = heappop(due)
+            waiting = self.entries.pop(opaque, None)
+            if isinstance(waiting, Waiting):
+                waiting._settle(opaque, self._late(waiting.timeout_seconds))
+                count += 1
+        return count
 
     def _late(self, timeout_seconds: float) -> RequestTimeoutError:
         return RequestTimeoutError(
