@@ -287,6 +287,43 @@ async def test_after_its_end_a_client_says_so(address: str) -> None:
         await client.request(address, Command(ECHO))
 
 
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_lasting_client_serves_until_its_cancelled_block_has_ended(address: str, again: bool) -> None:
+    with anyio.CancelScope() as scope:
+        async with RemotingClient(lasting=True) as client:
+            connection = await client.connection(address)
+            scope.cancel()
+            try:
+                await anyio.sleep_forever()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    if again:
+                        client.close_connection(address)
+                    answer = await client.request(address, Command(ECHO, body=b"bye"))
+                    assert (bytes(answer.body), client.connected(address) is connection) == (b"bye", not again)
+    assert connection.closed
+    assert client.open_addresses() == []
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_lasting_client_that_still_connects_ends_at_once(turns: int) -> None:
+    async def connect(client: RemotingClient, address: str) -> None:
+        with pytest.raises(ConnectError, match="closed"):
+            await client.connection(address)
+
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
+        address = f"ws://127.0.0.1:{listener.extra(anyio.abc.SocketAttribute.local_port)}"
+        with anyio.fail_after(60):
+            async with (
+                anyio.create_task_group() as group,
+                RemotingClient(lasting=True, connect_timeout_seconds=3600) as client,
+            ):
+                group.start_soon(connect, client, address)
+                await anyio.lowlevel.checkpoint()
+                for _ in range(turns):
+                    await anyio.lowlevel.checkpoint()
+
+
 async def test_a_server_that_never_answers_the_handshake_is_given_up() -> None:
     async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
         address = f"ws://127.0.0.1:{listener.extra(anyio.abc.SocketAttribute.local_port)}"

@@ -1,8 +1,8 @@
 """Delayed messages: each waits in a queue of SCHEDULE_TOPIC_XXXX, one queue a delay level, until its time has come.
 
 A message sent with a delay level is stored in its level's queue, whose entries carry the time of delivery in the place
-of the tags code.  One task a level, begun with its first message, sleeps until the first is due and then stores everything
-that is due under its real topic again, many with one write.
+of the tags code.  One task a level, begun with the level's first message, sleeps until the next is due and then stores
+everything that is due under its real topic again, many with one write.
 
 Invariants: a level keeps its order; no message is delivered before the time in its entry, nor, when the clock was set
 back since, before its whole delay has passed once more; the offsets on disk (config/delayOffset.json) never pass a

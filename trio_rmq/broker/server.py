@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from functools import partial
 
 import msgspec
 import trio
@@ -61,7 +60,7 @@ from trio_rmq.remoting.local_address import WILDCARDS, ReservedPort, outward_add
 from trio_rmq.remoting.session import SessionCallback
 from trio_rmq.remoting.settings import RemotingSettings
 from trio_rmq.remoting.tls import ServerTls
-from trio_rmq.remoting.tls_context import TlsContext, client_context
+from trio_rmq.remoting.tls_context import client_context
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.dispatch import DelayLevels
 from trio_rmq.store.json_files import ConfigFile
@@ -150,12 +149,6 @@ async def _find_place(config: BrokerConfig, remoting: RemotingConfig) -> _Place:
     numeric = await resolve(host, "brokerIP1")
     reserved = await reserve_port(remoting.bind_address, config.listen_port)
     return _Place(host, numeric, config.broker_ip2 or host, reserved)
-
-
-async def _remoting_client(ssl_context: TlsContext | None, *, task_status: trio.TaskStatus[RemotingClient]) -> None:
-    async with RemotingClient(ssl_context=ssl_context) as client:
-        task_status.started(client)
-        await trio.sleep_forever()
 
 
 class _Broker:
@@ -338,7 +331,7 @@ class _Broker:
         """Run the services and the sessions until cancelled or until the store fails."""
         async with (
             serving_while(without_readiness(self._persistence.run)),
-            serving_while(partial(_remoting_client, client_context(self._remoting))) as client,
+            RemotingClient(ssl_context=client_context(self._remoting), lasting=True) as client,
             trio.open_nursery() as services,
         ):
             self._queues.client = client

@@ -5,12 +5,12 @@ Each function makes one request, checks its answer and raises ResponseError for 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from trio_rmq.client.message import ReceivedMessage
 from trio_rmq.client.route_cache import TEMPLATE_TOPIC
 from trio_rmq.clock import wall_ms
-from trio_rmq.errors import ResponseError
+from trio_rmq.errors import RemotingError, ResponseError
 from trio_rmq.remoting.client import RemotingClient
 from trio_rmq.wire import headers
 from trio_rmq.wire import properties as prop
@@ -98,13 +98,30 @@ async def member_ids(remoting: RemotingClient, address: str, group: str) -> list
 
 async def committed_offset(remoting: RemotingClient, address: str, group: str, queue: MessageQueue) -> int | None:
     """Where the group goes on in the queue; None when it never committed."""
+    return _committed(await remoting.request(address, _offset_question(group, queue), REQUEST_SECONDS), address)
+
+
+async def committed_offsets(
+    remoting: RemotingClient, address: str, group: str, queues: Sequence[MessageQueue]
+) -> list[int | None]:
+    """`committed_offset` of each of a broker's queues, asked with one write; the first error of any comes out."""
+    commands = [_offset_question(group, queue) for queue in queues]
+    answers = await remoting.request_many(address, commands, REQUEST_SECONDS)
+    return [_committed(answer, address) for answer in answers]
+
+
+def _offset_question(group: str, queue: MessageQueue) -> Command:
     header = headers.QueryConsumerOffsetRequestHeader(consumer_group=group, topic=queue.topic, queue_id=queue.queue_id)
-    try:
-        answer = await _ask(remoting, address, Command(RequestCode.QUERY_CONSUMER_OFFSET, header=header))
-    except ResponseError as error:
-        if error.response_code == ResponseCode.QUERY_NOT_FOUND:
-            return None
-        raise
+    return Command(RequestCode.QUERY_CONSUMER_OFFSET, header=header)
+
+
+def _committed(answer: Command | RemotingError, address: str) -> int | None:
+    if isinstance(answer, RemotingError):
+        raise answer
+    if answer.code == ResponseCode.QUERY_NOT_FOUND:
+        return None
+    if answer.code != ResponseCode.SUCCESS:
+        raise ResponseError(answer.code, answer.remark, address=address)
     return answer.decode_header(headers.QueryConsumerOffsetResponseHeader).offset
 
 

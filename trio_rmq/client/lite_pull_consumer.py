@@ -20,7 +20,6 @@ import anyio.lowlevel
 
 from trio_rmq.client.allocation import Allocation, allocate_averagely
 from trio_rmq.client.instance import check_group, name_server_list, new_client_id
-from trio_rmq.client.lasting import LastingRemoting
 from trio_rmq.client.lite_puller import LitePuller
 from trio_rmq.client.membership import GroupMembership
 from trio_rmq.client.message import ReceivedMessage
@@ -110,7 +109,9 @@ class LitePullConsumer:
         self._auto_commit = auto_commit
         self._commit_seconds = commit_seconds
         self._allocation = allocation
-        self._remoting = RemotingClient(serialize_type=serialize_type, ssl_context=ssl_context, use_tls=use_tls)
+        self._remoting = RemotingClient(
+            serialize_type=serialize_type, ssl_context=ssl_context, use_tls=use_tls, lasting=True
+        )
         self._remoting.register(RequestCode.NOTIFY_CONSUMER_IDS_CHANGED, self._on_members_changed)
         routes = RouteCache(self._remoting, name_server_list(name_servers))
         self._offsets = QueueOffsets(self._remoting, routes)
@@ -146,8 +147,7 @@ class LitePullConsumer:
 
     async def __aenter__(self) -> LitePullConsumer:
         await self._store.load()
-        self._lasting = LastingRemoting(self._remoting)
-        await self._lasting.__aenter__()
+        await self._remoting.__aenter__()
         self._task_group = ConnectionGroup()
         self._tasks = await self._task_group.__aenter__()
         self._tasks.start_soon(self._run_persist)
@@ -170,7 +170,7 @@ class LitePullConsumer:
                     await self._persist_quietly()
                     await self._membership.say_goodbye()
             finally:
-                await self._lasting.__aexit__(kind, error, traceback)
+                await self._remoting.__aexit__(kind, error, traceback)
 
     def _open_tasks(self) -> anyio.abc.TaskGroup:
         if self._tasks is None or self._closed:
@@ -420,9 +420,11 @@ class LitePullConsumer:
             for queue in self._puller.queues(topic):
                 if queue not in mine:
                     await self._drop(queue)
-            for queue in mine:
-                if queue not in self._puller:
-                    self._take(queue, await self._first_offset(queue))
+            fresh = [queue for queue in mine if queue not in self._puller]
+            if isinstance(self._store, RemoteOffsetStore):
+                await self._store.read_ahead(fresh)
+            for queue in fresh:
+                self._take(queue, await self._first_offset(queue))
         except (RemotingError, ResponseError, ProtocolError, ClientError) as error:
             logger.debug("group %s: no rebalance of %s now: %s", self.group, topic, error)
             return False

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +19,14 @@ from typing import Protocol
 import anyio
 
 from trio_rmq.client import group_calls
-from trio_rmq.errors import ClientError, ProtocolError, RocketMQError
+from trio_rmq.errors import (
+    ClientError,
+    ProtocolError,
+    RemotingError,
+    ResponseError,
+    RocketMQError,
+    RouteNotFoundError,
+)
 from trio_rmq.remoting.client import RemotingClient
 from trio_rmq.wire.groups import MessageQueue
 from trio_rmq.wire.local_offsets import decode_local_offsets, encode_local_offsets
@@ -118,6 +126,24 @@ class RemoteOffsetStore:
             self.table.update(queue, offset, increase_only=False)
             self._persisted[queue] = offset
         return offset
+
+    async def read_ahead(self, queues: Iterable[MessageQueue]) -> None:
+        """Remember the offsets of these queues, asked for with one write a broker; then `read` need not ask.
+
+        Nothing is raised: what could not be told `read` asks for again, and says why.
+        """
+        by_address: dict[str, list[MessageQueue]] = {}
+        for queue in queues:
+            if self.table.get(queue) is None:
+                with suppress(RemotingError, ResponseError, RouteNotFoundError):
+                    by_address.setdefault(await self._address_of(queue), []).append(queue)
+        for address, asked in by_address.items():
+            with suppress(RemotingError, ResponseError):
+                offsets = await group_calls.committed_offsets(self._remoting, address, self._group, asked)
+                for queue, offset in zip(asked, offsets, strict=True):
+                    if offset is not None:
+                        self.table.update(queue, offset, increase_only=False)
+                        self._persisted[queue] = offset
 
     async def persist(self, queues: Iterable[MessageQueue]) -> None:
         """Each acknowledged by its broker on return; offsets that the broker has already are not sent again."""

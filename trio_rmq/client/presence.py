@@ -8,8 +8,10 @@ Source: RocketMQ MQClientInstance.sendHeartbeatToAllBroker, unregisterClient.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
+from functools import partial
+from typing import Any
 
 import anyio
 
@@ -26,6 +28,16 @@ HEARTBEAT_SECONDS = 30.0
 """Between heartbeats to one broker (heartbeatBrokerInterval)."""
 
 
+async def side_by_side(calls: Sequence[Callable[[], Coroutine[Any, Any, None]]]) -> None:
+    """Make these calls, none of which raises, at once; a single one, as most have a single broker, without a task."""
+    if len(calls) == 1:
+        await calls[0]()
+        return
+    async with anyio.create_task_group() as group:
+        for call in calls:
+            group.start_soon(call)
+
+
 class HeartbeatRound:
     """Tells brokers of a client, all at once; one that does not answer is said in the log once until it does.
 
@@ -40,9 +52,7 @@ class HeartbeatRound:
 
     async def tell(self, addresses: Collection[str], data: HeartbeatData) -> None:
         """One heartbeat to each address; returns when each has answered or failed."""
-        async with anyio.create_task_group() as group:
-            for address in sorted(addresses):
-                group.start_soon(self.tell_one, address, data)
+        await side_by_side([partial(self.tell_one, address, data) for address in sorted(addresses)])
 
     async def tell_one(self, address: str, data: HeartbeatData) -> None:
         """One heartbeat to one address."""
@@ -104,12 +114,9 @@ class ProducerPresence:
             await event.wait()
 
     async def _tell(self, addresses: Collection[str]) -> None:
-        if not addresses:
-            return
-        async with anyio.create_task_group() as group:
-            for address in sorted(addresses):
-                ended = self._told.setdefault(address, anyio.Event())
-                group.start_soon(self._tell_one, address, ended)
+        if addresses:
+            told = [(address, self._told.setdefault(address, anyio.Event())) for address in sorted(addresses)]
+            await side_by_side([partial(self._tell_one, address, ended) for address, ended in told])
 
     async def _tell_one(self, address: str, ended: anyio.Event) -> None:
         try:
@@ -120,9 +127,8 @@ class ProducerPresence:
     async def say_goodbye(self) -> None:
         """Leave the group at every broker that is connected; nothing is raised."""
         open_addresses = set(self._remoting.open_addresses())
-        async with anyio.create_task_group() as group:
-            for address in sorted(self._told.keys() & open_addresses):
-                group.start_soon(self._leave, address)
+        leaving = sorted(self._told.keys() & open_addresses)
+        await side_by_side([partial(self._leave, address) for address in leaving])
 
     async def _leave(self, address: str) -> None:
         with suppress(RemotingError, ResponseError):

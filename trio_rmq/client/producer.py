@@ -18,7 +18,6 @@ from trio_rmq.client.auto_batch import AutoBatch, AutoBatcher
 from trio_rmq.client.batches import make_batch
 from trio_rmq.client.compression import Compression
 from trio_rmq.client.instance import name_server_list, new_client_id
-from trio_rmq.client.lasting import LastingRemoting
 from trio_rmq.client.latency_fault import LATENCY_TABLE, LatencyFaults
 from trio_rmq.client.many import SENDS_AT_ONCE, GatheredSends, send_singly
 from trio_rmq.client.message import Message, ReceivedMessage, SendResult
@@ -98,6 +97,7 @@ class Producer:
             on_close=self._on_connection_lost,
             ssl_context=ssl_context,
             use_tls=use_tls,
+            lasting=True,
         )
         self._presence = ProducerPresence(self._remoting, group_name, self.client_id)
         self._routes = RouteCache(self._remoting, name_server_list(name_servers), on_learned=self._presence.learned)
@@ -126,8 +126,7 @@ class Producer:
         self._open = False
 
     async def __aenter__(self) -> Producer:
-        self._lasting = LastingRemoting(self._remoting)
-        await self._lasting.__aenter__()
+        await self._remoting.__aenter__()
         self._task_group = ConnectionGroup()
         tasks = self._tasks = await self._task_group.__aenter__()
         tasks.start_soon(self._routes.run_refresh)
@@ -153,7 +152,7 @@ class Producer:
                 with anyio.move_on_after(GOODBYE_SECONDS, shield=True):
                     await self._presence.say_goodbye()
             finally:
-                await self._lasting.__aexit__(kind, error, traceback)
+                await self._remoting.__aexit__(kind, error, traceback)
 
     # -- sending ------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,6 @@ from trio_rmq.client.flow_control import FlowControl, Room
 from trio_rmq.client.held_queue import RETRY_PREFIX, HeldQueue
 from trio_rmq.client.instance import check_group, name_server_list, new_client_id
 from trio_rmq.client.lag import QueueLag, group_lag
-from trio_rmq.client.lasting import LastingRemoting
 from trio_rmq.client.listening import Interceptor, Listener, intercepted
 from trio_rmq.client.membership import GroupMembership
 from trio_rmq.client.message import ReceivedMessage
@@ -139,7 +138,9 @@ class PushConsumer:
         self._grace_seconds = grace_seconds
         self._started_ms = 0
         self._name_servers = name_server_list(name_servers)
-        self._remoting = RemotingClient(serialize_type=serialize_type, ssl_context=ssl_context, use_tls=use_tls)
+        self._remoting = RemotingClient(
+            serialize_type=serialize_type, ssl_context=ssl_context, use_tls=use_tls, lasting=True
+        )
         routes = RouteCache(self._remoting, self._name_servers)
         topic = trace_topic_of(trace)
         self._traces = TraceSender(self._remoting, routes, topic, group, "CONSUME") if topic else None
@@ -218,7 +219,7 @@ class PushConsumer:
         """From the outside in: what is needed longest ends last."""
         await self._store.load()
         self._started_ms = wall_ms()
-        async with LastingRemoting(self._remoting):
+        async with self._remoting:
             try:
                 async with ConnectionGroup() as services, ConnectionGroup() as consuming:
                     self._consuming = self._start_consuming(consuming)

@@ -149,7 +149,8 @@ class RemotingClient:
     """Requests to any address over pooled connections; an async context manager, whose end closes them all.
 
     `on_close(connection)` is called, without waiting, after a pooled connection has ended.  `ssl_context` makes every
-    connection a TLS one; `use_tls` does so with a context that trusts the system's authorities.
+    connection a TLS one; `use_tls` does so with a context that trusts the system's authorities.  The connections of a
+    `lasting` client outlive a cancellation of its block, until the block has ended: for goodbyes, and last progress.
     """
 
     def __init__(
@@ -160,11 +161,14 @@ class RemotingClient:
         on_close: Callable[[Connection], None] | None = None,
         ssl_context: ssl.SSLContext | None = None,
         use_tls: bool = False,
+        lasting: bool = False,
     ) -> None:
         self._ssl_context = verifying_context(ssl_context, use_tls=use_tls)
         self._serialize_type = serialize_type
         self._connect_timeout_seconds = connect_timeout_seconds
         self._on_close = on_close
+        self._lasting = lasting
+        self._lives: set[anyio.CancelScope] = set()
         self._handlers: dict[int, ClientHandler] = {}
         self._connections: dict[str, Connection] = {}
         self._attempts: dict[str, _Attempt] = {}
@@ -181,6 +185,8 @@ class RemotingClient:
     ) -> None:
         manager, self._group_manager, self._group = self._group_manager, None, None
         assert manager is not None  # noqa: S101 - entered before it is left
+        for life in self._lives:
+            life.cancel()
         await manager.__aexit__(kind, error, traceback)
 
     def register(self, code: int, handler: ClientHandler) -> None:
@@ -262,6 +268,17 @@ class RemotingClient:
         raise ConnectError(f"no connection to {address} within {timeout_seconds:g} s", address=address)
 
     async def _run_connection(self, address: str, attempt: _Attempt) -> None:
+        # Shielded here and not by whoever starts it: a shield takes in only what begins inside.
+        with anyio.CancelScope(shield=self._lasting) as life:
+            self._lives.add(life)
+            if self._group is None:
+                life.cancel()  # the client was closed before this task had its first turn
+            try:
+                await self._serve_connection(address, attempt)
+            finally:
+                self._lives.discard(life)
+
+    async def _serve_connection(self, address: str, attempt: _Attempt) -> None:
         try:
             channel = await connect_channel(
                 address,

@@ -120,6 +120,24 @@ class Interposer:
         return wrapped
 
     def _single(self, handler: Handler, session: Session, request: Command) -> Command | Later | None:
+        if not self.injections and not session.closed:
+            if request.code == RequestCode.HEART_BEAT:
+                self._note_member(session, request)
+            try:
+                reply = handler(session, request)
+            except (RequestError, ProtocolError) as error:  # answered as the session would
+                reply = request.reply(error.response_code, remark=str(error))
+            if request.is_oneway:
+                self._keep(Exchange(session.peer, request, None, None))
+            if isinstance(reply, Later):
+                reply = _then(reply, partial(self._note, session, {request.opaque: request}, None))
+            elif request.is_oneway:
+                reply = None
+            elif reply is not None:
+                self._keep(Exchange(session.peer, request, reply, None))
+            self.changed()
+            return reply
+
         def handle() -> Answers:
             try:
                 answer = handler(session, request)
