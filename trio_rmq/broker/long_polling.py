@@ -7,8 +7,9 @@ its task waits; the number of held pulls is bounded.  Source of the rules: Rocke
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 
 import trio
 
@@ -18,7 +19,7 @@ from trio_rmq.limits import HELD_PULLS_MAX
 @dataclass(slots=True, eq=False)
 class _Waiter:
     tags_codes: frozenset[int] | None
-    arrived: trio.Event = field(default_factory=trio.Event)
+    arrived: trio.Event
 
 
 class HeldPulls:
@@ -65,8 +66,9 @@ class HeldPulls:
         """
         self._held += 1
         try:
-            with trio.move_on_after(timeout_seconds):
-                await self._wait(topic, (queue_id,), tags_codes)
+            arrived = trio.Event()
+            with trio.move_on_after(timeout_seconds), self._registered(_Waiter(tags_codes, arrived), topic, queue_id):
+                await arrived.wait()
                 return True
             return False
         finally:
@@ -77,15 +79,21 @@ class HeldPulls:
 
         Call it in the same step in which the queues were found empty.  It may return without one.
         """
-        await self._wait(topic, queue_ids, None)
+        arrived = trio.Event()
+        with self.waking(arrived, topic, *queue_ids):
+            await arrived.wait()
 
-    async def _wait(self, topic: str, queue_ids: tuple[int, ...], tags_codes: frozenset[int] | None) -> None:
-        waiter = _Waiter(tags_codes)
+    def waking(self, event: trio.Event, topic: str, *queue_ids: int) -> AbstractContextManager[None]:
+        """For the block, set `event` when a message arrives in one of the queues, as for `wait_message`."""
+        return self._registered(_Waiter(None, event), topic, *queue_ids)
+
+    @contextmanager
+    def _registered(self, waiter: _Waiter, topic: str, *queue_ids: int) -> Iterator[None]:
         keys = [(topic, queue_id) for queue_id in queue_ids]
         for key in keys:
             self._waiters.setdefault(key, set()).add(waiter)
         try:
-            await waiter.arrived.wait()
+            yield
         finally:
             for key in keys:
                 waiters = self._waiters[key]

@@ -9,6 +9,7 @@ says goodbye.  Source: RocketMQ BrokerOuterAPI, BrokerController (4.9); bodies a
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -74,9 +75,7 @@ class Registration:
             await self._name_servers.refresh()
             self._servers |= {address: self._make(address) for address in self._name_servers.addresses}
             async with trio.open_nursery() as nursery:
-                async with trio.open_nursery() as first_round:
-                    for server in self._servers.values():
-                        first_round.start_soon(server.register, None)
+                await _side_by_side([partial(server.register, None) for server in self._servers.values()])
                 task_status.started()
                 for server in self._servers.values():
                     nursery.start_soon(server.keep_told)
@@ -85,9 +84,7 @@ class Registration:
                 await trio.sleep_forever()
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE_SECONDS):
-                async with trio.open_nursery() as nursery:
-                    for server in self._servers.values():
-                        nursery.start_soon(server.unregister)
+                await _side_by_side([server.unregister for server in self._servers.values()])
 
     async def _follow_list(self, nursery: trio.Nursery) -> None:
         """Fetch the list for ever, and begin and end with name servers as they come and go on it."""
@@ -100,6 +97,16 @@ class Registration:
                 nursery.start_soon(server.join)
             for address in [address for address in self._servers if address not in listed]:
                 nursery.start_soon(self._servers.pop(address).leave)
+
+
+async def _side_by_side(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    """Make all calls at once; a single one, as with a single name server, without a task."""
+    if len(calls) == 1:
+        await calls[0]()
+        return
+    async with trio.open_nursery() as nursery:
+        for call in calls:
+            nursery.start_soon(call)
 
 
 class _NameServer:

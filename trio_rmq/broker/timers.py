@@ -244,20 +244,15 @@ class Timers:
                 if await self._work():
                     await trio.lowlevel.checkpoint()
                     continue
-                with trio.move_on_after(self._seconds()):
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(self._wait_arrival)
-                        await self._wake.wait()
-                        nursery.cancel_scope.cancel()
+                arrival = self._held_pulls.waking(self._wake, names.TIMER_TOPIC, TIMER_QUEUE_ID)
+                with trio.move_on_after(self._seconds()), arrival:
+                    if self._end() > self._queue_offset:
+                        self._wake.set()
+                    await self._wake.wait()
                 self._wake = trio.Event()
         finally:
             with trio.CancelScope(shield=True):
                 await self._settle()
-
-    async def _wait_arrival(self) -> None:
-        if self._end() <= self._queue_offset:
-            await self._held_pulls.wait_message(names.TIMER_TOPIC, TIMER_QUEUE_ID)
-        self._wake.set()
 
     async def _work(self) -> bool:
         """Deliver a slice of what is due, and do what has its time; True when more is due."""

@@ -20,6 +20,7 @@ import math
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import trio
 
@@ -335,21 +336,20 @@ class Transactions:
         try:
             while True:
                 seconds = await self._work()
-                with trio.move_on_after(min(seconds, _NAP_SECONDS) if len(self._deadlines) else seconds):
-                    async with trio.open_nursery() as nursery:
-                        if not self._ages:
-                            nursery.start_soon(self._wait_arrival)
-                        await self._wake.wait()
-                        nursery.cancel_scope.cancel()
+                with (
+                    trio.move_on_after(min(seconds, _NAP_SECONDS) if len(self._deadlines) else seconds),
+                    nullcontext() if self._ages else self._woken_by_arrivals(),
+                ):
+                    await self._wake.wait()
                 self._wake = trio.Event()
         finally:
             with trio.CancelScope(shield=True):
                 await self._settle()
 
-    async def _wait_arrival(self) -> None:
-        if self._store.max_offset(names.HALF_TOPIC, half_messages.QUEUE_ID) <= self._seen:
-            await self._held_pulls.wait_message(names.HALF_TOPIC, half_messages.QUEUE_ID)
-        self._wake.set()
+    def _woken_by_arrivals(self) -> AbstractContextManager[None]:
+        if self._store.max_offset(names.HALF_TOPIC, half_messages.QUEUE_ID) > self._seen:
+            self._wake.set()
+        return self._held_pulls.waking(self._wake, names.HALF_TOPIC, half_messages.QUEUE_ID)
 
     async def _work(self) -> float:
         """Do what is due; returns the seconds until more is."""

@@ -66,7 +66,8 @@ async def serve_remoting(
     listeners = await _open_listeners(addresses)
     server = _Server(handlers, settings, tls, on_open, on_close)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(server.watch)
+        nursery.start_soon(server.watch_idle)
+        nursery.start_soon(server.watch_stalled)
         for listener in listeners:
             nursery.start_soon(server.accept, listener, nursery)
         task_status.started([_bound_address(listener) for listener in listeners])
@@ -269,11 +270,13 @@ class _Server:
             socket.close()
             raise
 
-    async def watch(self) -> None:
-        """Close the connections that were silent in both directions for the idle time, and those that read nothing."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._idle.run)
-            nursery.start_soon(self._stalled.run)
+    async def watch_idle(self) -> None:
+        """Close the connections that were silent in both directions for the idle time."""
+        await self._idle.run()
+
+    async def watch_stalled(self) -> None:
+        """Close the connections whose peers read nothing of what is written to them."""
+        await self._stalled.run()
 
 
 __all__ = ["RemotingSettings", "serve_remoting"]
