@@ -91,11 +91,14 @@ def _idle(server: MeasuredServer, terms: Terms) -> Figures:
     return {**figures, "resident_mb": server.resident_mb(), "anonymous_mb": server.anonymous_mb()}
 
 
-measure_threads64 = _sync(64, 1024)
-"""The row `threads64` on one running server."""
+def measure_threads(threads: int) -> Callable[[MeasuredServer, Terms], Figures]:
+    """The row `threads64` on a running server, with so many threads."""
+    return _sync(threads, 1024)
+
+
 HALF_RATE = "half-rate"
 LOADS = (
-    Load("threads64", "64 threads, 1 KB", measure_threads64, 1.5, 0.4, 0.45),
+    Load("threads64", "64 threads, 1 KB", measure_threads(64), 1.5, 0.4, 0.45),
     Load("thread1", "one thread, 1 KB", _sync(1, 1024), 1.2, 0.9, 0.75),
     Load("async1k", "async, 256 in flight, 1 KB", _async(256, 1024), 1.05, 0.8, 0.95),
     Load("async10", "async, 256 in flight, 10 B", _async(256, 10), 1.05, 0.8, 0.95),

@@ -18,7 +18,7 @@ from benchmark.report import Comparison, Goal, Report, percentile
 from benchmark.runs import Plan, create_topics, fill_queue, load_server, pull_units, send_units, warm_topic
 from benchmark.servers import MeasuredServer, our_server
 from benchmark.versus.java_client import Figures
-from benchmark.versus.loads import OURS, Terms, compare, measure_threads64, measuring
+from benchmark.versus.loads import OURS, Terms, compare, measure_threads, measuring
 from trio_rmq.remoting.client import RemotingClient
 from trio_rmq.wire.codes import RequestCode
 from trio_rmq.wire.command import Command
@@ -171,7 +171,7 @@ def _turns(terms: Terms) -> tuple[Comparison, list[Goal]]:
     def run() -> Figures:
         with our_server(*ROLLING, folder=terms.folder) as server:
             with _deleting(server.address):
-                figures = measure_threads64(server, terms)
+                figures = measure_threads(IN_FLIGHT)(server, terms)
             (told,) = trio.run(_runtime_information, server.name_server)
         if not int(told["commitLogMinOffset"]):
             raise BenchmarkError("no log file was deleted: --seconds are too few, or the disk is empty")
@@ -203,19 +203,22 @@ def _deleting(address: str) -> Iterator[None]:
 
 
 def _brokers(terms: Terms) -> tuple[Comparison, list[Goal]]:
-    def with_options(*options: str) -> Callable[[], Figures]:
+    """Each broker has as many sends in flight as the single one: with half, a turn's own cost would weigh double."""
+
+    def with_options(threads: int, *options: str) -> Callable[[], Figures]:
         def run() -> Figures:
             with our_server(folder=terms.folder, options=options) as server:
-                figures = measure_threads64(server, terms)
+                figures = measure_threads(threads)(server, terms)
                 told = trio.run(_runtime_information, server.name_server)
                 stored = [int(table["putMessageTimesTotal"]) for table in told]
             return {**figures, "least_of_most": min(stored) / max(stored)}
 
         return run
 
-    title = "64 threads, 1 KB, on two brokers"
+    title = f"{IN_FLIGHT} threads a broker, 1 KB"
     two, one = f"--brokers {BROKERS}", "standalone"
-    comparison = compare("brokers", title, terms, {two: with_options("--brokers", str(BROKERS)), one: with_options()})
+    several = with_options(BROKERS * IN_FLIGHT, "--brokers", str(BROKERS))
+    comparison = compare("brokers", title, terms, {two: several, one: with_options(IN_FLIGHT)})
     return comparison, [
         Goal(f"{two}: CPU a message, of one broker's", comparison.ratio("cpu_us_per_message") or 0.0, "<=", 1.1),
         Goal(f"{two}: least used broker, of the most used", comparison.median(two, "least_of_most") or 0.0, ">=", 0.9),
