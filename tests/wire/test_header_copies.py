@@ -138,6 +138,20 @@ def test_two_forms_of_one_size_take_turns(learnt: LayoutCache) -> None:
             assert _told(_header(fields)) == _told(_header(fields), LayoutCache())
 
 
+def test_a_header_type_is_looked_at_once_however_many_headers_are_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[object] = []
+    fields_of = msgspec.structs.fields
+
+    def counted(kind: type[msgspec.Struct]) -> object:
+        looked_at.append(kind)
+        return fields_of(kind)
+
+    monkeypatch.setattr(msgspec.structs, "fields", counted)
+    for number in range(100, 120):
+        decode_binary_header(_header(_fields(b=f"Ord{number}")), b"").decode_header(SendMessageRequestHeaderV2)
+    assert len(looked_at) <= 1
+
+
 def _told(header: bytes, cache: LayoutCache | None = None) -> tuple[object, ...]:
     """All that a header says, with these layouts, or how it is refused."""
     with pytest.MonkeyPatch.context() as patch:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import cache
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -65,7 +66,7 @@ class Layout:
     `mask` covers every byte but those of the values, and `common` is what stands there, both as little-endian numbers.
     """
 
-    __slots__ = ("_cut", "cache", "common", "mask", "names", "values")
+    __slots__ = ("_cut", "_forms", "cache", "common", "mask", "names", "values")
 
     def __init__(self, area: bytes, names: Sequence[str], values: Sequence[slice], cache: LayoutCache) -> None:
         """`values` are the places in `area` of the values of `names`."""
@@ -75,6 +76,7 @@ class Layout:
         self.values = tuple(values)
         self.cache = cache
         self._cut = itemgetter(*values)
+        self._forms: dict[type[msgspec.Struct], Form[Likeness]] = {}
 
     def fields(self, area: bytes) -> dict[str, str]:
         """The fields of an area of this layout."""
@@ -83,6 +85,19 @@ class Layout:
         if not text.isascii():
             values = [value if value.isascii() else value.encode("latin-1").decode() for value in values]
         return dict(zip(self.names, values, strict=True))
+
+    def form(self, header_type: type[msgspec.Struct], size_bytes: int) -> Form[Likeness]:
+        """The form of headers of this layout that are read as this type; `size_bytes` is that of the whole header."""
+        form = self._forms.get(header_type)
+        if form is None:
+            places = dict(zip(self.names, self.values, strict=True))
+            slots = [
+                (attribute, name, slice(AREA_AT + place.start, AREA_AT + place.stop))
+                for attribute, name, size_max in changing_fields(header_type)
+                if (place := places.get(name)) is not None and 0 < place.stop - place.start <= size_max
+            ]
+            form = self._forms[header_type] = Form(size_bytes, sorted(slots, key=lambda slot: slot[2].start))
+        return form
 
 
 class BinaryFields(msgspec.Struct, eq=False):
@@ -232,20 +247,19 @@ class LayoutCache:
 
     def learn_form(self, raw: BinaryFields, fields: dict[str, str], header: msgspec.Struct, command: Command) -> None:
         """Know the likes of a header that was read as its type without error."""
-        places = dict(zip(raw.layout.names, raw.layout.values, strict=True))
-        slots = [
-            (attribute, name, slice(AREA_AT + place.start, AREA_AT + place.stop))
-            for attribute, name, size_max in changing_fields(type(header))
-            if (place := places.get(name)) is not None and 0 < place.stop - place.start <= size_max
-        ]
-        slots.sort(key=lambda slot: slot[2].start)
         size = len(raw.data)
-        form = self.forms.get(size)
-        if form is None or form.places != [place for _, _, place in slots]:
+        form = raw.layout.form(type(header), size)
+        known = self.forms.get(size)
+        if known is not None and known.places == form.places:
+            form = known
+        elif known is not None and (self._strangers + 1) % LEARN_AFTER:
             self._strangers += 1
-            if form is not None and self._strangers % LEARN_AFTER:
-                return
-            form = self.forms[size] = Form(size, slots)
+            return
+        else:
+            self._strangers = 0
+            self.forms[size] = form
+            if known is not None:
+                known.likenesses.clear()
         if self._likenesses >= LIKENESSES_MAX:
             self._likenesses = 0
             for other in self.forms.values():
@@ -283,7 +297,8 @@ def _mask(size_bytes: int, holes: Sequence[slice]) -> int:
     return int.from_bytes(mask, "little")
 
 
-def changing_fields(header_type: type[msgspec.Struct]) -> list[tuple[str, str, int]]:
+@cache
+def changing_fields(header_type: type[msgspec.Struct]) -> Sequence[tuple[str, str, int]]:
     """(attribute, wire name, most bytes) of the fields that differ from one header to the next."""
     found: list[tuple[str, str, int]] = []
     for field in msgspec.structs.fields(header_type):
