@@ -63,7 +63,7 @@ def run_producers(report: Report, *, seconds: float, tasks: int = 64, rounds: in
             measured(run_producer(replace(plan, transport="ws")))
             small = measured(run_producer(replace(plan, size=100)))
             for many, handful in ((tasks, 0), (8 * tasks, 0), (tasks, HANDFUL)):
-                # Half of what is under way to a batch, so that one is gathered while another is on its way.
+                # Half of what is under way to a batch, or 32 KiB: one is gathered while another is on its way.
                 gather = AutoBatch(count=many * max(handful, 1) // 2)
                 gathering = replace(plan, size=100, tasks=many, auto_batch=gather, handful=handful)
                 gathered = measured(run_producer(gathering))
