@@ -68,6 +68,7 @@ async def start(
             desk.table(),
             tls=ServerTls(config),
             settings=settings or RemotingSettings(),
+            on_close=desk.on_close,
             task_status=task_status,
         )
 

@@ -108,6 +108,13 @@ class WebSocketSession(Session):
         if self._handshake_scope is not None:
             self._handshake_scope.cancel()
 
+    async def run(self) -> None:
+        """See Session.  At the end the ring of session, WebSocket and stream is opened: all are freed at once."""
+        try:
+            await super().run()
+        finally:
+            self._websocket = None
+
     async def _serve(self) -> None:
         try:
             websocket = await self._shake_hands()
