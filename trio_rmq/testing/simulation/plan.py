@@ -17,6 +17,8 @@ from trio_rmq.testing.world import named_rng
 QUEUES = 4
 PRODUCERS = 2
 OPERATIONS_A_SECOND = 22.0
+SIZES_BYTES = (12, 40, 200, 600, 3000)
+"""Of bodies: from several records in one sector of the disk to bodies with whole sectors, which can be lost alone."""
 QUIET_SECONDS = 2.0
 """At the beginning, without faults: the topic is made."""
 
@@ -202,7 +204,7 @@ def _sends(rng: Random, options: Options) -> list[Send]:
             at = round(at + rng.expovariate(OPERATIONS_A_SECOND / PRODUCERS), 4)
             if at >= options.seconds:
                 break
-            size = rng.choice([12, 40, 200, 600]) if rng.random() < 0.98 else 3000
+            size = rng.choice(SIZES_BYTES)
             sends.append(Send(at, producer, number, rng.randrange(QUEUES), size))
             number += 1
     return sorted(sends, key=lambda send: (send.at, send.producer))
