@@ -1,12 +1,12 @@
 """`scripts/bench embedded`: brokers inside tests - when the first is ready, and what hundreds of tests cost.
 
 Each figure is a process of its own, so that nothing is warm.  A test opens a producer, sends a message to a new topic,
-opens a consumer of a new group, and receives it; pytest's own time counts, from the first test's start to the end.
+opens a consumer of a new group, and receives it; pytest's own time counts, from the first test's start to the end, but
+not what it does before: of a new version of the package it compiles every module, once.
 """
 
 from __future__ import annotations
 
-import re
 import statistics
 import subprocess
 import sys
@@ -36,8 +36,17 @@ trio.run(main)
 """
 
 SUITE = """
+import time
+from pathlib import Path
+
 import pytest
 from trio_rmq.client import LitePullConsumer, Message, Producer
+
+@pytest.fixture(scope="session", autouse=True)
+def stopwatch():
+    begun = time.perf_counter()
+    yield
+    Path("seconds").write_text(str(time.perf_counter() - begun))
 
 @pytest.mark.trio
 @pytest.mark.parametrize("number", range({tests}))
@@ -62,11 +71,11 @@ def run_embedded(report: Report, *, tests: int) -> None:
         (Path(folder) / "pytest.ini").touch()
         (Path(folder) / "test_many.py").write_text(SUITE.format(tests=tests))
         said = _output([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", folder], folder)
-    passed = re.search(rf"{tests} passed in ([0-9.]+)s", said)
-    if passed is None:
-        raise BenchmarkError(f"not every test passed: {said[-500:]}")
+        if f"{tests} passed in " not in said:
+            raise BenchmarkError(f"not every test passed: {said[-500:]}")
+        seconds = float((Path(folder) / "seconds").read_text())
     wanted = SUITE_SECONDS_MAX * tests / SUITE_TESTS
-    report.goals.append(Goal(f"s for {tests} tests, a broker in memory for each", float(passed[1]), "<=", wanted))
+    report.goals.append(Goal(f"s for {tests} tests, a broker in memory for each", seconds, "<=", wanted))
 
 
 def _output(command: list[str], folder: str | None = None) -> str:
