@@ -105,9 +105,11 @@ def test_apache_reads_our_file_and_writes_it_again(version: str, tmp_path: Path)
     table = decode_consumer_filters(theirs)
     assert encode_consumer_filters(table) == theirs
     again = ask(version, "rewrite", [packed(encode_consumer_filters(table).decode())], tmp_path)
-    table["Orders"]["audit"].dead_time = decode_consumer_filters(again)["Orders"]["audit"].dead_time  # dead when loaded
+    read = decode_consumer_filters(again)  # topics in another order, which is that of a map of Apache's
+    assert encode_consumer_filters(read) == again
+    table["Orders"]["audit"].dead_time = read["Orders"]["audit"].dead_time  # dead when loaded
     assert table["Orders"]["audit"].dead
-    assert encode_consumer_filters(table) == again
+    assert read == table
 
 
 def test_the_recorded_answers_are_apaches(tmp_path: Path) -> None:
