@@ -270,6 +270,7 @@ RULES = [
         ),
         "a task in a nursery; a thread only where the system offers nothing else than a blocking call",
         {
+            "trio_rmq/remoting/direct_socket.py": "type names: the loop is asyncio's own, when a client runs on it",
             "trio_rmq/store/disk.py": "fdatasync and large copies block",
             "trio_rmq/client/offset_store.py": "replacing and syncing the file of local offsets blocks",
             "trio_rmq/client/listening.py": "a blocking listener is the user's wish",

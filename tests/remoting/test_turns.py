@@ -7,16 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
-import anyio
 import pytest
 import trio
 import trio.testing
 
 from tests.remoting.conftest import ECHO, Desk
-from trio_rmq.errors import ConnectionLostError
 from trio_rmq.remoting.client import open_connection
 from trio_rmq.remoting.connection import Connection
-from trio_rmq.remoting.direct_socket import direct_socket
 from trio_rmq.remoting.listener import serve_remoting
 from trio_rmq.wire.command import Command
 
@@ -96,23 +93,3 @@ async def test_what_the_system_does_not_take_at_once_arrives_whole_and_in_order(
             nursery.start_soon(ask, b"small")
         assert sorted(answers, key=len) == [b"small", large]
     assert steps["_write"]
-
-
-@pytest.mark.trio
-async def test_a_request_into_a_connection_that_the_peer_reset_fails_as_lost() -> None:
-    listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
-    async with listener, open_connection(f"127.0.0.1:{listener.socket.getsockname()[1]}") as connection:
-        peer = await listener.accept()
-        peer.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        peer.socket.close()
-        with pytest.raises(ConnectionLostError):
-            await connection.request(Command(ECHO))
-
-
-async def test_asyncio_keeps_bytes_before_its_socket_so_nothing_overtakes_them(
-    anyio_backend_name: str,
-) -> None:
-    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
-        port = listener.extra(anyio.abc.SocketAttribute.local_port)
-        async with await anyio.connect_tcp("127.0.0.1", port) as stream:
-            assert (direct_socket(stream) is None) == (anyio_backend_name == "asyncio")
