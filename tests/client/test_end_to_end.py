@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
 from tests.cli.processes import running
 from tests.interop.peers import free_ports
-from trio_rmq.client import Message, MessageQueue, Producer, PushConsumer, ReceivedMessage, SendStatus
+from trio_rmq.client import Message, MessageQueue, Producer, PushConsumer, ReceivedMessage, SendStatus, group_calls
 from trio_rmq.client.group_calls import committed_offset, member_ids
 from trio_rmq.errors import ClientError, ResponseError, SendError
 from trio_rmq.remoting.client import RemotingClient
+from trio_rmq.wire.command import Command
 
 pytestmark = pytest.mark.anyio
 LIMIT_SECONDS = 20
@@ -261,3 +263,38 @@ async def test_sends_go_on_when_all_name_servers_are_gone(
                     assert (await producer.send(Message(topic, b"still here"))).status is SendStatus.SEND_OK
         broker.stop()
     assert [record.levelname for record in caplog.records if "no name server answers" in record.message] == ["WARNING"]
+
+
+async def test_a_waiting_consumer_is_called_before_it_pulls_again(
+    name_server: str, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    pulled = anyio.Event()
+    plain_pull = group_calls.pull
+
+    async def pull(*arguments: Any, **named: Any) -> Command:
+        nonlocal pulled
+        steps.append(f"pull {named['offset']}")
+        pulled.set()
+        pulled = anyio.Event()
+        return await plain_pull(*arguments, **named)
+
+    async def listen(messages: Sequence[ReceivedMessage]) -> None:
+        steps.append(f"call {messages[0].queue_offset}")
+
+    monkeypatch.setattr(group_calls, "pull", pull)
+    async with (
+        Producer(name_servers=name_server) as producer,
+        PushConsumer(topic, name_servers=name_server) as consumer,
+    ):
+        queue = (await producer.send(Message(topic, b"x"))).queue
+        await consumer.subscribe(topic, listen)
+        with anyio.fail_after(LIMIT_SECONDS):
+            for offset in range(1, 9):
+                while f"pull {offset}" not in steps:
+                    await pulled.wait()
+                await producer.send(Message(topic, b"x"), queue=queue)
+            while "pull 9" not in steps:
+                await pulled.wait()
+    for offset in range(1, 9):
+        assert steps.index(f"call {offset}") < steps.index(f"pull {offset + 1}")

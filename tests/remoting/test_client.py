@@ -19,7 +19,7 @@ from tests.remoting.conftest import (
     UNKNOWN,
     ThreadServer,
 )
-from trio_rmq.errors import ConnectError, ConnectionLostError, RequestError, RequestTimeoutError
+from trio_rmq.errors import ClientError, ConnectError, ConnectionLostError, RequestError, RequestTimeoutError
 from trio_rmq.remoting.client import Connection, RemotingClient, open_connection
 from trio_rmq.wire.command import Command
 
@@ -129,6 +129,24 @@ async def test_a_peer_that_answers_others_is_kept(address: str) -> None:
                 await client.request(address, Command(HOLD), 0.01)
             assert (await client.request(address, Command(ECHO, body=b"x"))).code == 0
         assert await client.connection(address) is first
+
+
+async def test_an_answer_goes_first_to_who_takes_it_as_it_is_read(address: str) -> None:
+    async with open_connection(address) as connection:
+        taken: list[bytes] = []
+        answer = await connection.request(Command(ECHO, body=b"x"), on_answer=lambda answer: taken.append(answer.body))
+        assert taken == [b"x"] == [answer.body]
+
+        def refuse(answer: Command) -> None:
+            raise ClientError(f"not {answer.body.decode()}")
+
+        with pytest.raises(ClientError, match="not y"):
+            await connection.request(Command(ECHO, body=b"y"), on_answer=refuse)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await connection.request(Command(ECHO, body=b"z"), on_answer=lambda answer: taken.append(answer.body))
+        assert (await connection.request(Command(ECHO))).body == b""
+        assert taken == [b"x"]
 
 
 async def test_a_cancelled_request_leaves_no_entry_and_the_connection_lives(address: str) -> None:

@@ -5,7 +5,7 @@ Each function makes one request, checks its answer and raises ResponseError for 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from trio_rmq.client.message import ReceivedMessage
 from trio_rmq.client.route_cache import TEMPLATE_TOPIC
@@ -159,10 +159,11 @@ async def pull(
     expression_type: str = EXPRESSION_TAG,
     max_messages: int,
     now: float | None = None,
+    on_answer: Callable[[Command], None] | None = None,
 ) -> Command:
     """One pull, held by the broker when nothing is there; the filter is the one of the heartbeat.
 
-    `now` is anyio's current time, from who knows it already.
+    `now` is anyio's current time, from who knows it already; `on_answer` as of Connection.request.
     """
     header = headers.PullMessageRequestHeader(
         consumer_group=group,
@@ -177,7 +178,7 @@ async def pull(
         expression_type=expression_type,
     )
     command = Command(RequestCode.PULL_MESSAGE, header=header)
-    answer = await remoting.request(address, command, PULL_SECONDS, now, at_once=True)
+    answer = await remoting.request(address, command, PULL_SECONDS, now, at_once=True, on_answer=on_answer)
     if answer.code not in PULL_ANSWERS:
         raise ResponseError(answer.code, answer.remark, address=address)
     return answer

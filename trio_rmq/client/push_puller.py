@@ -1,7 +1,8 @@
 """Pulls for a push consumer: one task a queue, which asks for more as long as there is room.
 
 Invariants: a queue has one pull under way; what it brings is entered in the queue's state and handed to the listener's
-side in one step, without a wait between; a pull that is cancelled has changed nothing.  Errors make pauses that grow.
+side in one step, without a wait between, in the turn in which it was read; a pull that is cancelled before has changed
+nothing.  Errors make pauses that grow.
 Source of the rules: RocketMQ DefaultMQPushConsumerImpl.pullMessage, PullAPIWrapper.
 """
 
@@ -9,8 +10,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import anyio
+import anyio.lowlevel
 
 from trio_rmq.client import group_calls
 from trio_rmq.client.consumer_figures import ConsumerFigures
@@ -22,6 +25,7 @@ from trio_rmq.client.queue_offsets import QueueOffsets
 from trio_rmq.errors import ProtocolError, RemotingError, ResponseError, RouteNotFoundError
 from trio_rmq.remoting.client import RemotingClient
 from trio_rmq.wire.codes import ResponseCode
+from trio_rmq.wire.command import Command
 from trio_rmq.wire.groups import MessageQueue
 from trio_rmq.wire.headers import PullMessageResponseHeader
 from trio_rmq.wire.heartbeat import EXPRESSION_TAG, SubscriptionData
@@ -128,18 +132,24 @@ class PushPuller:
         if address is None:
             address = await self._offsets.address(queue)
             started = held.last_pull = self._clock()
+        offset = state.next_offset
         answer = await group_calls.pull(
             self._remoting,
             address,
             self._group,
             queue,
-            offset=state.next_offset,
+            offset=offset,
             commit_offset=0 if self._broadcasting else state.commit_offset,
             sub_version=subscription.sub_version,
             expression_type=subscription.expression_type,
             max_messages=self._batch_size,
             now=started,
+            on_answer=partial(self._take, held, subscription, started),
         )
+        if answer.code == ResponseCode.SUCCESS:
+            if state.next_offset < offset + self._batch_size:
+                await anyio.lowlevel.checkpoint()  # the next pull will be held: the listener comes first
+            return
         next_offset = answer.decode_header(PullMessageResponseHeader).next_begin_offset
         if answer.code == ResponseCode.PULL_OFFSET_MOVED:
             if next_offset == state.next_offset:
@@ -148,9 +158,14 @@ class PushPuller:
                            self._group, queue, state.next_offset, next_offset)  # fmt: skip
             self._restart(queue, next_offset)
             await anyio.sleep_forever()  # until the rebalance has begun the queue anew
-        if answer.code != ResponseCode.SUCCESS:
-            state.moved(next_offset)
+        state.moved(next_offset)
+
+    def _take(self, held: HeldQueue, subscription: SubscriptionData, started: float, answer: Command) -> None:
+        """Hand on what a pull brought, as soon as it is read: its task has its turn only later."""
+        if answer.code != ResponseCode.SUCCESS or held.leaving or not self._resumed.is_set():
             return
+        queue = held.queue
+        next_offset = answer.decode_header(PullMessageResponseHeader).next_begin_offset
         wanted = subscription.tags_set if subscription.expression_type == EXPRESSION_TAG else ()
         messages = ReceivedMessage.pulled(queue, answer.body, self._namespace)
         if wanted:
@@ -160,7 +175,7 @@ class PushPuller:
         counts.pulls += 1
         counts.pulled += len(messages)
         counts.pull_seconds += now - started
-        state.pulled(
+        held.state.pulled(
             [message.queue_offset for message in messages],
             [message.stored_body_size_bytes for message in messages],
             next_offset,

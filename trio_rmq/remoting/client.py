@@ -223,6 +223,7 @@ class RemotingClient:
         now: float | None = None,
         *,
         at_once: bool = False,
+        on_answer: Callable[[Command], None] | None = None,
     ) -> Command:
         """The response of the server at `address`; arguments and errors as of Connection.request, and ConnectError.
 
@@ -232,7 +233,7 @@ class RemotingClient:
         if connection is None or connection.closed:
             connection, timeout_seconds = await self._connection_within(address, timeout_seconds)
             now = None
-        return await connection.request(command, timeout_seconds, now, at_once=at_once)
+        return await connection.request(command, timeout_seconds, now, at_once=at_once, on_answer=on_answer)
 
     async def request_many(
         self, address: str, commands: Sequence[Command], timeout_seconds: float = 3.0

@@ -166,13 +166,22 @@ class Connection:
         return f"<connection to {self.address}{' (closed)' if self.closed else ''}>"
 
     async def request(
-        self, command: Command, timeout_seconds: float = 3.0, now: float | None = None, *, at_once: bool = False
+        self,
+        command: Command,
+        timeout_seconds: float = 3.0,
+        now: float | None = None,
+        *,
+        at_once: bool = False,
+        on_answer: Callable[[Command], None] | None = None,
     ) -> Command:
         """Send `command` and return the server's response, whatever its code.
 
         `now` is anyio's current time, from who knows it already: asking for it is a part of a request's cost.  What is
         much work for the server leaves better `at_once` than together with other tasks' requests: the server works on
         it while these are made, and the client on its answer while the server works on these.
+
+        `on_answer` gets the response before this returns it, in the turn in which it was read, unless the request was
+        cancelled; a RocketMQError that it raises comes out here.
 
         RequestTimeoutError without an answer in time; ConnectionLostError when the connection ends first (either way
         the request may have been carried out); TooManyRequestsError when a local bound is reached and nothing was
@@ -183,7 +192,7 @@ class Connection:
         requests = self._requests
         if now is None:
             now = anyio.current_time()
-        waiting = requests.open_one(command, self._event_type(), now, timeout_seconds)
+        waiting = requests.open_one(command, self._event_type(), now, timeout_seconds, on_answer)
         try:
             command.serialize_type = self._channel.serialize_type
             pieces = self._channel.encode([command])

@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 import anyio
 
-from trio_rmq.errors import RemotingError, RequestTimeoutError, TooManyRequestsError
+from trio_rmq.errors import RemotingError, RequestTimeoutError, RocketMQError, TooManyRequestsError
 
 if TYPE_CHECKING:
     from trio_rmq.wire.command import Command
@@ -89,16 +89,27 @@ class Pending:
 
 
 class Waiting:
-    """One request, waited for by one task: `event` is set once `result` is there."""
+    """One request, waited for by one task: `event` is set once `result` is there.
 
-    __slots__ = ("event", "result", "timeout_seconds")
+    An answer goes to `on_answer` first, in the turn in which it was read; what that raises becomes the result.
+    """
 
-    def __init__(self, event: anyio.Event, timeout_seconds: float) -> None:
+    __slots__ = ("event", "on_answer", "result", "timeout_seconds")
+
+    def __init__(
+        self, event: anyio.Event, timeout_seconds: float, on_answer: Callable[[Command], None] | None = None
+    ) -> None:
         self.event = event
         self.timeout_seconds = timeout_seconds
-        self.result: Command | RemotingError | None = None
+        self.on_answer = on_answer
+        self.result: Command | RocketMQError | None = None
 
-    def _settle(self, opaque: int, result: Command | RemotingError) -> None:
+    def _settle(self, opaque: int, result: Command | RocketMQError) -> None:
+        if self.on_answer is not None and not isinstance(result, RocketMQError):
+            try:
+                self.on_answer(result)
+            except RocketMQError as error:
+                result = error
         self.result = result
         self.event.set()
 
@@ -141,7 +152,14 @@ class RequestTable:
             opaque += 1
         return pending
 
-    def open_one(self, request: Command, event: anyio.Event, now: float, timeout_seconds: float) -> Waiting:
+    def open_one(
+        self,
+        request: Command,
+        event: anyio.Event,
+        now: float,
+        timeout_seconds: float,
+        on_answer: Callable[[Command], None] | None = None,
+    ) -> Waiting:
         """Enter `request`, due `timeout_seconds` after `now`; send it, then wait for `event`, or `forget` it.
 
         `event` is a fresh one.  Needs somebody who waits in `until_due`.  Errors as of `open`.
@@ -156,7 +174,7 @@ class RequestTable:
             opaque = self._free_run(1)
         self._next_opaque = opaque + 1
         request.opaque = opaque
-        waiting = entries[opaque] = Waiting(event, timeout_seconds)
+        waiting = entries[opaque] = Waiting(event, timeout_seconds, on_answer)
         due = self._due
         if len(due) > 2 * len(entries) + DUE_SPARE:
             due[:] = [item for item in due if item[1] in entries]
