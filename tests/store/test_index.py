@@ -468,3 +468,26 @@ async def test_a_flush_under_load_leaves_what_comes_meanwhile(autojump_clock: Mo
         with trio.fail_after(1):
             assert await index_of(store).flush()
         load.cancel_scope.cancel()
+
+
+@pytest.mark.trio
+async def test_a_key_that_all_messages_share_holds_nobody_up(place: Place, autojump_clock: MockClock) -> None:
+    count, turns, done = 20_480, 0, False
+
+    async def bystander() -> None:
+        nonlocal turns
+        while not done:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with place.open(max_hash_slot_num=50, max_index_num=2 * count) as store:
+        for _ in range(count // 256):
+            stored(store.append([new_message(b"", properties="KEYS\x01" + "same " * 256)]))
+            while index_of(store).gather():
+                pass
+        await store._log_flusher.sync()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bystander)
+            assert await index_of(store).flush()
+            done = True
+    assert turns > 4 * (count // 1024)  # each of the four passes over them stops after every 1,024 keys

@@ -38,7 +38,9 @@ _INT_MAX = 2**31 - 1
 _SWAPS = sys.byteorder == "little"
 """Whether the files' numbers have to be turned round for `array`."""
 _KEYS_A_SLICE = 1024
-_PAGES_A_SLICE = 16
+"""Keys between two turns of other tasks, however many of them share a slot."""
+_PAGE_AS_KEYS = 64
+"""Reading or writing a page of slots counts as much as so many keys."""
 _ITEMS_A_BREATH = 64
 """Items of one chain read before other tasks get their turn: even when each is a read of a cold disk."""
 _SETTLE_BLOCK_BYTES = 64 * 1024
@@ -234,19 +236,24 @@ class IndexFile:
         previous = array("i", bytes(4 * len(hashes)))
         used = 0
         count, slot_count = self.header.count, self.slot_count
-        for number, (page, keys) in enumerate(pages.items(), start=1):
+        left = _KEYS_A_SLICE
+        for page, keys in pages.items():
             slots = self._read_page(page)
-            for index in keys:
-                slot = hashes[index] % slot_count % _PAGE_SLOTS
-                item = slots[slot]
-                if item >= count + index or item < 0:
-                    item = self._settled(item)
-                if not item:
-                    used += 1
-                previous[index] = item
-                slots[slot] = count + index
-            if number % _PAGES_A_SLICE == 0:
-                await trio.lowlevel.checkpoint()
+            left -= _PAGE_AS_KEYS
+            for part in _parts(keys):
+                for index in part:
+                    slot = hashes[index] % slot_count % _PAGE_SLOTS
+                    item = slots[slot]
+                    if item >= count + index or item < 0:
+                        item = self._settled(item)
+                    if not item:
+                        used += 1
+                    previous[index] = item
+                    slots[slot] = count + index
+                left -= len(part)
+                if left <= 0:
+                    await trio.lowlevel.checkpoint()
+                    left = _KEYS_A_SLICE
         return previous, used
 
     async def _write_items(
@@ -280,15 +287,20 @@ class IndexFile:
 
     async def _write_slots(self, hashes: Sequence[int], pages: dict[int, list[int]]) -> None:
         count, slot_count = self.header.count, self.slot_count
-        for number, (page, keys) in enumerate(pages.items(), start=1):
+        left = _KEYS_A_SLICE
+        for page, keys in pages.items():
             slots = self._read_page(page)
-            for index in keys:
-                slots[hashes[index] % slot_count % _PAGE_SLOTS] = count + index
+            left -= _PAGE_AS_KEYS
+            for part in _parts(keys):
+                for index in part:
+                    slots[hashes[index] % slot_count % _PAGE_SLOTS] = count + index
+                left -= len(part)
+                if left <= 0:
+                    await trio.lowlevel.checkpoint()
+                    left = _KEYS_A_SLICE
             if _SWAPS:
                 slots.byteswap()
             self._write(memoryview(slots).cast("B"), HEADER_SIZE_BYTES + page * _PAGE_SLOTS * SLOT_SIZE_BYTES)
-            if number % _PAGES_A_SLICE == 0:
-                await trio.lowlevel.checkpoint()
 
     # Reading -----------------------------------------------------------------------------------------------------
 
@@ -356,3 +368,8 @@ def _seconds_since(begin_ms: int, times_ms: Sequence[int]) -> list[int]:
     if seconds and (min(seconds) < 0 or max(seconds) > _INT_MAX):
         return [min(max(0, value), _INT_MAX) for value in seconds]
     return seconds
+
+
+def _parts(keys: list[int]) -> Iterator[list[int]]:
+    """The keys of one page, so many at a time as may be handled in one turn."""
+    return (keys[start : start + _KEYS_A_SLICE] for start in range(0, len(keys), _KEYS_A_SLICE))
