@@ -120,6 +120,16 @@ async def test_status_tells_the_offsets_of_its_queues(server: ScriptedServer, na
         assert decode_consumer_status(other.body).message_queue_table == {}
 
 
+async def test_calls_before_one_that_failed_are_counted_with_it(server: ScriptedServer, names: str) -> None:
+    server.append("T", b"a", b"b", b"c")
+    heard = Heard(None, None, ConsumeResult.RECONSUME_LATER)
+    async with PushConsumer("g", name_servers=names, concurrency=1) as consumer:
+        await consumer.subscribe("T", heard)
+        await heard.wait(3)
+    counts = consumer._figures.of("T", 0.0).counts
+    assert (counts.calls, counts.consumed, counts.failed) == (3, 2, 1)
+
+
 @pytest.mark.parametrize("orderly", [False, True], ids=["concurrent", "orderly"])
 async def test_running_info_tells_settings_queues_and_figures(
     server: ScriptedServer, names: str, orderly: bool

@@ -212,7 +212,8 @@ class ConcurrentConsuming:
         """Make calls as long as their messages are done; what to do with those of `worker` that are not.
 
         Every line of the inner loop counts: a listener that never waits is called some 200,000 times a second.  What
-        need not be done for each call is done for all that are made of a row one after the other.
+        need not be done for each call is done for all that are made of a row one after the other.  So are calls and
+        their time counted, which are behind by no more than what was done within TURN_SECONDS.
         """
         delivery, ready, clock = self._delivery, self._ready, self._clock
         size, room, listeners = delivery.batch_size, delivery.room, delivery.listeners
@@ -229,31 +230,34 @@ class ConcurrentConsuming:
             counts = delivery.figures.of(topic, now).counts
             held.calls += 1
             worker.held = held
-            for messages in row.calls:
-                if not self._waking and (len(ready) > 1 or length_hint(row.calls)):
-                    self._wake_one()
-                listener = listeners.get(topic) or delivery.listener(held, messages[0])
-                if listener is None:
-                    continue
-                worker.messages = messages
-                worker.started = now
-                outcome: Outcome = await listener(messages)
-                if outcome is not None and outcome is not ConsumeResult.SUCCESS:
-                    return later_of(outcome)
-                before, now = now, clock()
-                left -= 1
-                held.last_consume = now
-                counts.calls += 1
-                counts.call_seconds += now - before
-                counts.consumed += len(messages)
-                if size == 1 and not state.dropped:
-                    state.finished_one(messages[0].queue_offset)
-                    if held.room is not None or room.has_total:
-                        room.finished(held)
-                else:
-                    self._done(held, messages)
-                if once or now > until or held.leaving or worker.is_overdue or not delivery.open:
-                    break
+            first, calls = now, 0
+            try:
+                for messages in row.calls:
+                    if not self._waking and (len(ready) > 1 or length_hint(row.calls)):
+                        self._wake_one()
+                    listener = listeners.get(topic) or delivery.listener(held, messages[0])
+                    if listener is None:
+                        continue
+                    worker.messages = messages
+                    worker.started = now
+                    outcome: Outcome = await listener(messages)
+                    if outcome is not None and outcome is not ConsumeResult.SUCCESS:
+                        return later_of(outcome)
+                    now = clock()
+                    calls += 1
+                    counts.consumed += len(messages)
+                    if size == 1 and not state.dropped:
+                        state.finished_one(messages[0].queue_offset)
+                        if held.room is not None or room.has_total:
+                            room.finished(held)
+                    else:
+                        self._done(held, messages)
+                    if once or now > until or held.leaving or worker.is_overdue or not delivery.open:
+                        break
+            finally:
+                left -= calls
+                counts.calls += calls
+                counts.call_seconds += now - first
             if not length_hint(row.calls) and ready and ready[0] is row:
                 ready.popleft()
             worker.started = None
