@@ -54,7 +54,7 @@ _SLOTS = ("queue_id", "born_timestamp", "properties")
 """What differs between the sends of one producer to one topic, in the order in which clients write it."""
 
 _QUEUE_IDS = {b"%d" % number: number for number in range(1024)}
-"""As they come; others are for the checks that know everything."""
+"""As they come, of the usual queues."""
 
 _UNIQUE_KEY_SIZE = len(UNIQUE_KEY_NAME)
 
@@ -363,7 +363,9 @@ class SendHandlers:
             if type(fields) is not LikeFields or fields.likeness is not likeness:
                 break
             _, queue_text, time_text, text = fields.values
-            queue_id = _QUEUE_IDS.get(queue_text, queues)
+            queue_id = _QUEUE_IDS.get(queue_text, -1)
+            if queue_id < 0:
+                queue_id = int(queue_text) if queue_text.isdigit() else queues
             start, _, rest = text.partition(PROPERTY_END)
             stored = rests.get(rest)
             body = request.body
