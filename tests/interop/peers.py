@@ -2,7 +2,7 @@
 
 Everything is fetched by package name into a cache outside the clone (`RMQ_CACHE`, else the user's cache folder) on
 first use.  A peer that cannot be had or does not start is an error, never a skip.  Each server is waited for by what it
-says (Apache's boot line, our readiness datagram), not by time.
+says (Apache's boot line and registration, our readiness datagram), not by time.
 """
 
 from __future__ import annotations
@@ -16,12 +16,17 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from trio_rmq.testing.apache_java import JAVA_OPENS, LOGBACK
+from trio_rmq.wire.codes import RequestCode, ResponseCode
+from trio_rmq.wire.command import Command
+from trio_rmq.wire.frame import FrameSplitter, encode_frame
+from trio_rmq.wire.headers import GetRouteInfoRequestHeader
 
 HERE = Path(__file__).parent
 JAVA_IT = HERE / "java-it"
@@ -233,6 +238,31 @@ def _apache(
         server.stop()
 
 
+def _await_registered(broker: Server, name: str, namesrv: str, timeout_seconds: float) -> None:
+    """Returns once each of the name servers knows the broker: Apache's says that it is up some time before.
+
+    Asks for the topic that has the broker's own name.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    ask = Command(RequestCode.GET_ROUTEINFO_BY_TOPIC, header=GetRouteInfoRequestHeader(topic=name))
+    for address in namesrv.split(";"):
+        host, _, port = address.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout_seconds) as connection:
+            while _answer(connection, ask).code != ResponseCode.SUCCESS:
+                if time.monotonic() > deadline:
+                    said = broker.log.read_text()[-3000:]
+                    raise PeerError(f"{address} did not know {name} within {timeout_seconds} s:\n{said}")
+                time.sleep(0.1)
+
+
+def _answer(connection: socket.socket, request: Command) -> Command:
+    connection.sendall(encode_frame(request))
+    splitter = FrameSplitter()
+    while not (commands := splitter.feed(connection.recv(65536))):
+        pass
+    return commands[0]
+
+
 @contextmanager
 def apache_name_server(scratch: Path, *, version: str = APACHE_SERVER) -> Iterator[Server]:
     """Apache's name server on a free port."""
@@ -276,6 +306,7 @@ diskMaxUsedSpaceRatio=95
     configuration += "".join(f"{key}={value}\n" for key, value in keys.items())  # the last one of a key counts
     main = "org.apache.rocketmq.broker.BrokerStartup"
     with _apache(f"apache-{name}", main, 512, configuration, f"127.0.0.1:{port}", scratch, version) as server:
+        _await_registered(server, name, namesrv, 60)
         yield server
 
 
