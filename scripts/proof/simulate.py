@@ -46,7 +46,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="simulate", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="the first seed (default: 0)")
     parser.add_argument("--seeds", type=int, help="how many (default: 20; of the museum 200)")
-    parser.add_argument("--seconds", type=float, help="virtual time with faults (default: 120; of the museum 30)")
+    parser.add_argument("--seconds", type=float, help="virtual time with faults (default: 120; of the museum 30 or 60)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     parser.add_argument("--cpu-seconds", type=float, metavar="N", help="begin no seed after this much CPU time in all")
     parser.add_argument("--history", action="store_true", help="print each run's history as JSON lines")
@@ -60,7 +60,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--museum", action="store_true", help="look for every piece of the museum")
     options = parser.parse_args(words)
     options.seeds = options.seeds or (200 if options.museum else 20)
-    options.seconds = options.seconds or (30.0 if options.museum else 120.0)
+    if not options.museum:
+        options.seconds = options.seconds or 120.0
     logging.disable(logging.CRITICAL)  # what dying servers say is not what is looked at
     if options.museum:
         return _museum(options)
@@ -121,7 +122,7 @@ def _museum(options: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
-def _look_for(first: int, count: int, seconds: float, name: str) -> tuple[str, int | None, int, list[str]]:
+def _look_for(first: int, count: int, seconds: float | None, name: str) -> tuple[str, int | None, int, list[str]]:
     logging.disable(logging.CRITICAL)
     found = find(piece_named(name), range(first, first + count), seconds=seconds)
     return name, found.seed, found.runs, sorted({problem.kind for problem in found.problems})
