@@ -142,9 +142,15 @@ async def test_an_answer_goes_first_to_who_takes_it_as_it_is_read(address: str) 
 
         with pytest.raises(ClientError, match="not y"):
             await connection.request(Command(ECHO, body=b"y"), on_answer=refuse)
-        with anyio.CancelScope() as scope:
-            scope.cancel()
-            await connection.request(Command(ECHO, body=b"z"), on_answer=lambda answer: taken.append(answer.body))
+
+        async def hold() -> None:
+            await connection.request(Command(HOLD), 60.0, on_answer=lambda answer: taken.append(answer.body))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(hold)
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+        await connection.request(Command(RELEASE))
         assert (await connection.request(Command(ECHO))).body == b""
         assert taken == [b"x"]
 

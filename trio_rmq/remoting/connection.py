@@ -180,8 +180,9 @@ class Connection:
         much work for the server leaves better `at_once` than together with other tasks' requests: the server works on
         it while these are made, and the client on its answer while the server works on these.
 
-        `on_answer` gets the response before this returns it, in the turn in which it was read, unless the request was
-        cancelled; a RocketMQError that it raises comes out here.
+        `on_answer` gets the response before this returns it, in the turn in which it was read, unless the request had
+        ended by then; one that is cancelled in this very turn may have its answer taken.  A RocketMQError that it
+        raises comes out here.
 
         RequestTimeoutError without an answer in time; ConnectionLostError when the connection ends first (either way
         the request may have been carried out); TooManyRequestsError when a local bound is reached and nothing was
