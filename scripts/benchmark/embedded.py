@@ -7,6 +7,7 @@ not what it does before: of a new version of the package it compiles every modul
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -79,7 +80,11 @@ def run_embedded(report: Report, *, tests: int) -> None:
 
 
 def _output(command: list[str], folder: str | None = None) -> str:
-    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=WAIT_SECONDS, check=False)
+    # Modules are compiled once, as they are for everybody who did not ask for something else.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    ran = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=WAIT_SECONDS, check=False
+    )
     if ran.returncode:
         raise BenchmarkError(f"{command[1:3]} ended with {ran.returncode}: {(ran.stdout + ran.stderr)[-500:]}")
     return ran.stdout
