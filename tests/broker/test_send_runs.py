@@ -13,7 +13,7 @@ from tests.broker.running import CLIENT, Client, one_broker, send_header
 from trio_rmq.remoting.client import RemotingClient
 from trio_rmq.wire import binary_codec, binary_layouts, json_codec
 from trio_rmq.wire.codes import RequestCode
-from trio_rmq.wire.command import Command, SerializeType
+from trio_rmq.wire.command import Command, SerializeType, outgoing_texts
 from trio_rmq.wire.json_forms import JsonForms
 from trio_rmq.wire.record import decode_records
 
@@ -141,3 +141,29 @@ async def test_sends_that_are_alike_but_for_queue_time_and_unique_id_are_not_loo
         monkeypatch.setattr(Command, "decode_header", counted)
         assert {answer.code for answer in await client.ask_many(commands)} == {0}
         assert looked_at == 1
+
+
+@pytest.mark.parametrize(("name", "text"), [("g", "0700000000001"), ("e", "02")])
+@pytest.mark.parametrize("serialize_type", [SerializeType.JSON, SerializeType.ROCKETMQ])
+async def test_a_number_that_begins_with_a_zero_is_the_same_in_a_run_as_alone(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, serialize_type: SerializeType, name: str, text: str
+) -> None:
+    monkeypatch.setattr(binary_codec, "layouts", binary_layouts.LayoutCache())
+    monkeypatch.setattr(json_codec, "forms", JsonForms(json_codec.encode_json_header))
+
+    def plain(number: int) -> Command:
+        header = send_header(queue_id=12, properties=f"UNIQ_KEY\x01{number:05}\x02TAGS\x01abcd\x02")
+        return Command(RequestCode.SEND_MESSAGE_V2, header, body=b"%d" % number)
+
+    def odd() -> Command:
+        fields = {**(outgoing_texts(plain(1)) or {}), name: text}
+        return Command(RequestCode.SEND_MESSAGE_V2, ext=fields, body=b"odd")
+
+    async with one_client(serialize_type) as client:
+        await client.create_topic("T", 20)
+        [alone] = await client.ask_many([odd()])
+        for number in range(50):
+            await client.ask_many([plain(number)])  # until the layout is known
+        *answers, among = await client.ask_many([*map(plain, range(3)), odd()])
+    assert {answer.code for answer in answers} == {0}
+    assert (among.code, among.ext_fields()["queueId"]) == (alone.code, alone.ext_fields()["queueId"])

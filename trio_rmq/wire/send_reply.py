@@ -29,10 +29,10 @@ _QUEUES_MAX = 1024
 """Most queue ids whose template is kept for them; all are dropped when one more comes."""
 
 _Template = tuple[int, int, bytes]
-"""The least and the greatest queue offset with so many digits, and the frame with places for what changes.
+"""The least and the greatest queue offset with so many digits, and the frame with places for what changes."""
 
-Queues share it whose ids have as many digits.
-"""
+_Halves = tuple[int, int, bytes, bytes]
+"""The same for all queues whose ids have as many digits: the frame in two, without the queue's id between them."""
 
 _NO_TEMPLATE: _Template = (1, 0, b"")
 
@@ -49,7 +49,7 @@ class SendReplyEncoder:
         self._json = self._json_template()
         self._binary: dict[int, _Template] = {}
         """By queue id: of one queue the answers have the same length for long."""
-        self._binary_of_lengths: dict[tuple[int, int], _Template] = {}
+        self._halves: dict[tuple[int, int], _Halves] = {}
         """By the number of digits of queue id and queue offset."""
 
     def encode(
@@ -60,7 +60,7 @@ class SendReplyEncoder:
             least, greatest, template = self._binary.get(queue_id, _NO_TEMPLATE)
             if not least <= queue_offset <= greatest:
                 template = self._binary_template(queue_id, queue_offset)
-            return template % (_pack_int(opaque), physical_offset, queue_id, queue_offset)
+            return template % (_pack_int(opaque), physical_offset, queue_offset)
         if serialize_type is _JSON:
             header = self._json % (physical_offset, queue_id, queue_offset, opaque)
             size = len(header)
@@ -78,24 +78,27 @@ class SendReplyEncoder:
     def _binary_template(self, queue_id: int, queue_offset: int) -> bytes:
         """The template for this queue as long as its offsets have so many digits, kept for the next answer."""
         lengths = len(str(queue_id)), len(str(queue_offset))
-        template = self._binary_of_lengths.get(lengths)
-        if template is None:
-            template = self._binary_of_lengths[lengths] = self._make_binary_template(*lengths)
+        halves = self._halves.get(lengths)
+        if halves is None:
+            halves = self._halves[lengths] = self._make_halves(*lengths)
+        least, greatest, before, after = halves
+        template = b"%b%d%b" % (before, queue_id, after)
         if len(self._binary) >= _QUEUES_MAX:
             self._binary.clear()
-        self._binary[queue_id] = template
-        return template[2]
+        self._binary[queue_id] = least, greatest, template
+        return template
 
-    def _make_binary_template(self, queue_digits: int, offset_digits: int) -> _Template:
-        """A frame with places for the opaque's bytes, the physical offset, and numbers of so many digits."""
+    def _make_halves(self, queue_digits: int, offset_digits: int) -> _Halves:
+        """A frame with places for the opaque's bytes, the physical offset, and a queue offset of so many digits."""
         least, greatest = (10 ** (offset_digits - 1) if offset_digits > 1 else 0), 10**offset_digits - 1
         queue_id = 10**queue_digits - 1
         frame = self._frame(_ROCKETMQ, queue_id, greatest, 0)
+        offset_field = b"queueOffset" + _pack_int(offset_digits)
         template = self._with_place(frame[_OPAQUE_AT + 4 :])
-        for name, value, digits in ((b"queueId", queue_id, queue_digits), (b"queueOffset", greatest, offset_digits)):
-            before = name + _pack_int(digits)
-            template = template.replace(before + b"%d" % value, before + b"%d", 1)
-        return least, greatest, frame[:_OPAQUE_AT].replace(b"%", b"%%") + b"%b" + template
+        template = template.replace(offset_field + b"%d" % greatest, offset_field + b"%d", 1)
+        queue_field = b"queueId" + _pack_int(queue_digits)
+        before, _, after = template.partition(queue_field + b"%d" % queue_id)
+        return least, greatest, frame[:_OPAQUE_AT].replace(b"%", b"%%") + b"%b" + before + queue_field, after
 
     def _with_place(self, text: bytes) -> bytes:
         """`text` as a template with a place for the physical offset."""
