@@ -135,6 +135,22 @@ def test_any_run_of_headers_reads_as_if_each_were_the_first(runs: list[dict[str,
         assert _told(header) == _told(header, _new())
 
 
+def test_of_two_headers_of_one_size_each_keeps_its_opaque_where_it_stands(learnt: JsonForms) -> None:
+    """A digit more in the opaque and a letter less in a field that is no slot: all slots but the opaque stay."""
+    long, short = _header(_fields(i=_fields()["i"] + "bb"), 9), _header(_fields(i=_fields()["i"] + "b"), 10)
+    assert len(long) == len(short) != len(_header(_fields()))
+    for header, opaque in ((long, 9), (short, 10)):
+        for _ in range(8 * LEARN_AFTER):
+            assert decode_json_header(header, b"").opaque == opaque
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([0, 9, 10, 99, 100, 999])), min_size=1, max_size=10))
+def test_fields_and_opaques_of_any_length(kinds: list[tuple[int, int]]) -> None:
+    for letters, opaque in (kind for kind in kinds for _ in range(2 * LEARN_AFTER)):
+        header = _header(_fields(i=_fields()["i"] + "b" * letters), opaque)
+        assert _told(header) == _told(header, _new())
+
+
 def test_what_a_handler_changes_in_its_header_is_not_in_the_next() -> None:
     decode_json_header(_header(_fields()), b"").decode_header(SendMessageRequestHeaderV2).topic = "Changed"
     assert decode_json_header(_header(_fields()), b"").decode_header(SendMessageRequestHeaderV2).topic == "Orders"

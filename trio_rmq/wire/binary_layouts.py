@@ -184,7 +184,7 @@ class LikeFields(msgspec.Struct, eq=False, gc=False):
 class Form(Generic[LikenessT]):
     """How headers of one size are cut: literal bytes and slots in turn, as `unpack` gives them, literal bytes first."""
 
-    __slots__ = ("likenesses", "literals", "names", "newest", "places", "slots", "unpack")
+    __slots__ = ("likenesses", "literals", "names", "newest", "opaque", "places", "slots", "unpack")
 
     def __init__(
         self, size_bytes: int, slots: Sequence[tuple[str, str, slice]], opaque: slice = OPAQUE, opaque_code: str = "i"
@@ -196,6 +196,8 @@ class Form(Generic[LikenessT]):
         self.slots = tuple(attribute for attribute, _, _ in slots)
         self.names = tuple(name for _, name, _ in slots)
         self.places = [place for _, _, place in slots]
+        self.opaque = opaque
+        """The place of the opaque, which is not among `places`."""
         coded = [(opaque, opaque_code), *((place, f"{place.stop - place.start}s") for place in self.places)]
         parts, at = [">"], 0
         for place, code in sorted(coded, key=lambda slot: slot[0].start):

@@ -120,7 +120,7 @@ class JsonForms:
             self.by_size.clear()
             self.likenesses = 0
         form = self.by_size.get(len(header))
-        if form is None or form.places != places:
+        if form is None or form.places != places or form.opaque != opaque:
             form = self.by_size[len(header)] = Form(len(header), slots, opaque, f"{opaque.stop - opaque.start}s")
         likeness = JsonLikeness(form, fields, typed, command)
         likeness.before = _UNIQUE_KEY.encode()
