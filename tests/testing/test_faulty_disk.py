@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 import trio
+import trio.testing
 
 from trio_rmq.testing.faulty_disk import SECTOR_BYTES, FaultyDisk, SimulatedCrash
 
@@ -80,6 +81,41 @@ def test_a_failed_sync_drops_what_it_should_have_kept() -> None:
     assert disk.read_file("d/f") == b"new."
     disk.fdatasync(handle)
     assert disk.survivor_of_power_loss(Random(0)).read_file("d/f") == b"old."
+
+
+def test_a_length_outlives_a_failed_sync_and_later_data_stand_where_they_were_written() -> None:
+    disk = disk_with_file(b"")
+    handle = disk.open("d/f")
+    disk.truncate(handle, 8)
+    disk.pwrite(handle, b"lost", 0)
+    disk.fail_next("fdatasync")
+    with pytest.raises(OSError, match="Input/output"):
+        disk.fdatasync(handle)
+    disk.pwrite(handle, b"kept", 4)
+    disk.fdatasync(handle)
+    assert disk.survivor_of_power_loss(Random(0)).read_file("d/f") == b"\0\0\0\0kept"
+
+
+@pytest.mark.trio
+async def test_of_two_syncs_at_once_neither_covers_what_came_later(autojump_clock: trio.testing.MockClock) -> None:
+    """The one that ends last began first, when less was written."""
+    latencies = [3.0, 1.0]
+    disk = disk_with_file(b"....")
+    disk.latency = lambda: latencies.pop(0)
+    handle = disk.open("d/f")
+    disk.pwrite(handle, b"a", 0)
+
+    async def later() -> None:
+        await trio.sleep(1)
+        disk.pwrite(handle, b"b", 1)
+        await disk.sync([handle])
+        disk.pwrite(handle, b"c", 2)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(disk.sync, [handle])
+        nursery.start_soon(later)
+    found = {disk.survivor_of_power_loss(Random(seed)).read_file("d/f") for seed in range(200)}
+    assert found == {b"ab..", b"abc."}
 
 
 def test_a_full_disk() -> None:

@@ -5,8 +5,8 @@ The fault model, before the code:
 - A *power loss* keeps what was synced.  Of what was written since, every 512-byte sector, every length change and
   every change of a folder's names may or may not have reached the disk, each on its own and in any order: torn
   records, holes, names before their data, data without their names.  `survivor_of_power_loss`.
-- A sync that fails says so once; what it should have synced is lost at the next power loss, while reads still show it
-  and later syncs succeed (the kernel has marked the pages clean).
+- A sync that fails says so once; the data it should have synced is lost at the next power loss, while reads still show
+  it and later syncs succeed (the kernel has marked the pages clean).  A new length is not data: it is still to come.
 - A file may be deleted while it is open (`unlink`): writes go on, its sync says so.  The disk may become `read_only`.
 - A write may be short, or meet a full disk (`capacity_bytes`), after having written a part.
 - The process may die before or in the middle of any operation: `crash_at`.  From then on every call raises
@@ -38,6 +38,7 @@ from trio_rmq.testing.disk_names import (
 )
 
 SECTOR_BYTES = 512
+_NOTHING = (0, b"")
 _ROOTS = frozenset({"", "/", "."})
 
 
@@ -48,13 +49,15 @@ class SimulatedCrash(BaseException):
 class _File:
     """One inode: what a reader sees, what the platter holds, and the writes between the two."""
 
-    __slots__ = ("allocated", "durable", "live", "modified_ms", "pending")
+    __slots__ = ("allocated", "done", "durable", "live", "modified_ms", "pending")
 
     def __init__(self) -> None:
         self.live = bytearray()
         self.durable = bytearray()
         self.pending: list[tuple[int, bytes] | int] = []
         """Since the last sync, in order: (offset, bytes) of a write, or a new length."""
+        self.done = 0
+        """How many changes came before those."""
         self.allocated: set[int] = set()
         """Sectors that take space."""
         self.modified_ms = 0
@@ -309,21 +312,25 @@ class FaultyDisk(Disk):
 
     def fdatasync(self, handle: int) -> None:
         file = self._handles[handle]
-        self._begin_sync(file)
-        self._finish_sync(file, len(file.pending))
+        self._finish_sync(file, self._begin_sync(file))
 
-    def _begin_sync(self, file: _File) -> None:
+    def _begin_sync(self, file: _File) -> int:
+        """How many changes, since the file was made, the sync that begins now covers."""
         if self.dead:
             raise SimulatedCrash
         try:
             if self._change("fdatasync", self._path_of(file)):
                 raise SimulatedCrash
         except OSError:
-            file.pending.clear()  # the pages count as clean now, and are lost at the next power loss
+            # The pages count as clean now, and are lost at the next power loss.
+            file.pending = [change if isinstance(change, int) else _NOTHING for change in file.pending]
             raise
+        return file.done + len(file.pending)
 
-    def _finish_sync(self, file: _File, count: int) -> None:
+    def _finish_sync(self, file: _File, covered: int) -> None:
         self.syncs += 1
+        count = max(0, covered - file.done)  # another sync may have done more meanwhile
+        file.done += count
         for change in file.pending[:count]:
             if isinstance(change, int):
                 _resize(file.durable, change)
@@ -470,15 +477,14 @@ class FaultyDisk(Disk):
             files = [self._handles[handle] for handle in handles]
             files += [self._names[path] for path in paths if path in self._names]
             for number, file in enumerate(files):
-                self._begin_sync(file)
+                covered = self._begin_sync(file)
                 if number < len(handles) and not self._has_name(file):
                     raise FileNotFoundError(errno.ENOENT, DELETED)
-                covered = len(file.pending)
                 if self.latency is not None:
                     await trio.sleep(self.latency())
                 if self.dead:
                     raise SimulatedCrash
-                self._finish_sync(file, min(covered, len(file.pending)))
+                self._finish_sync(file, covered)
             for directory in directories:
                 if directory in self._directories:
                     self.sync_directory(directory)
