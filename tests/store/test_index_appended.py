@@ -75,6 +75,23 @@ async def test_plain_messages_need_no_reading(place: Place, monkeypatch: pytest.
 
 
 @pytest.mark.trio
+async def test_a_slice_is_of_many_small_appends_or_of_a_part_of_a_large_one(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with place.open() as store:
+        for count in (1, 1, 1, 40, 300, 1):
+            stored(store.append([new_message(properties=f"UNIQ_KEY\x01{number:032X}") for number in range(count)]))
+        index = index_of(store)
+        monkeypatch.setattr(store._log, "read", None)
+        waiting, slices = index.waiting, []
+        while index.gather():
+            slices.append(index.waiting - waiting)
+            waiting = index.waiting
+        assert slices == [64, 64, 64, 64, 64, 24]
+        assert index.position == store.max_physical_offset
+
+
+@pytest.mark.trio
 async def test_one_that_is_behind_reads_first(place: Place) -> None:
     async with place.open() as store:
         stored(store.append([new_message(sys_flag=TRANSACTION_COMMIT, properties="UNIQ_KEY\x01first")]))

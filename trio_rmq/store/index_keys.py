@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from array import array
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
@@ -195,12 +196,64 @@ def fresh_keys_of_batch(batch: NewBatch, result: BatchResult) -> FreshKeys:
     return FreshKeys(offsets[0], end, time_ms, [batch.topic] * len(offsets), properties, offsets)
 
 
-def take_appended(fresh: FreshKeys, pending: Pending) -> None:
-    """Add the keys of messages that were just appended."""
+class Appended:
+    """Messages just appended whose keys are still to be taken, in the order of the log; false when there are none.
+
+    `messages` says how many, `end` where the last of them ends.
+    """
+
+    __slots__ = ("_taken", "_waiting", "end", "messages")
+
+    def __init__(self) -> None:
+        self._waiting: deque[FreshKeys] = deque()
+        self._taken = 0
+        """How many of the first ones' messages are done."""
+        self.messages = 0
+        self.end = -1
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def keep(self, fresh: FreshKeys) -> None:
+        """These come after those that wait."""
+        self._waiting.append(fresh)
+        self.messages += len(fresh.offsets)
+        self.end = fresh.end
+
+    def take(self, most: int, position: int, end: int, pending: Pending) -> tuple[int, int]:
+        """Add the keys of at most so many messages, of appends that end by `end`, to `pending`.
+
+        Everything before `position` is there already; returns what it is now, and how many messages wait no more.
+        Those that do not stand at `position` are only left out: the log was cut short there, or they came from it.
+        """
+        left = most
+        while self._waiting and left:
+            fresh, begin = self._waiting[0], self._taken
+            if fresh.end > end:
+                break
+            offsets = fresh.offsets
+            stop = min(begin + left, len(offsets))
+            whole = stop == len(offsets)
+            if offsets[begin] == position:
+                _take(fresh, begin, stop, pending)
+                position = fresh.end if whole else offsets[stop]
+            left -= stop - begin
+            self._taken = 0 if whole else stop
+            if whole:
+                self._waiting.popleft()
+        self.messages -= most - left
+        return position, most - left
+
+
+def _take(fresh: FreshKeys, begin: int, stop: int, pending: Pending) -> None:
+    """Add the keys of messages that were just appended, from number `begin` to before `stop`."""
     last_topic, last_head, moved = "", "", 0
     time_ms = fresh.time_ms
     add_hash, add_offset, add_time = pending.hashes.append, pending.offsets.append, pending.times_ms.append
-    for topic, properties, offset in zip(fresh.topics, fresh.properties, fresh.offsets, strict=True):
+    topics, stored, offsets = fresh.topics, fresh.properties, fresh.offsets
+    if stop - begin < len(offsets):
+        topics, stored, offsets = topics[begin:stop], stored[begin:stop], offsets[begin:stop]
+    for topic, properties, offset in zip(topics, stored, offsets, strict=True):
         text = properties if isinstance(properties, str) else properties.decode("latin-1")  # the same, if ASCII
         # Nearly all have their unique key at the start, no other, and differ from the one before in its tail only.
         if (
