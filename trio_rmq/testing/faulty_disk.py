@@ -311,8 +311,7 @@ class FaultyDisk(Disk):
         file.allocated.update(range(offset // SECTOR_BYTES, (end - 1) // SECTOR_BYTES + 1))
 
     def fdatasync(self, handle: int) -> None:
-        file = self._handles[handle]
-        self._finish_sync(file, self._begin_sync(file))
+        self._finish_sync(self._handles[handle], self._begin_sync(self._handles[handle]))
 
     def _begin_sync(self, file: _File) -> int:
         """How many changes, since the file was made, the sync that begins now covers."""
@@ -322,8 +321,9 @@ class FaultyDisk(Disk):
             if self._change("fdatasync", self._path_of(file)):
                 raise SimulatedCrash
         except OSError:
-            # The pages count as clean now, and are lost at the next power loss.
-            file.pending = [change if isinstance(change, int) else _NOTHING for change in file.pending]
+            file.pending = [
+                change if isinstance(change, int) else _NOTHING for change in file.pending
+            ]  # pages are clean
             raise
         return file.done + len(file.pending)
 
