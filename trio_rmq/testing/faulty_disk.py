@@ -38,7 +38,7 @@ from trio_rmq.testing.disk_names import (
 )
 
 SECTOR_BYTES = 512
-_NOTHING = (0, b"")
+_CLEAN = (0, b"")
 _ROOTS = frozenset({"", "/", "."})
 
 
@@ -321,9 +321,7 @@ class FaultyDisk(Disk):
             if self._change("fdatasync", self._path_of(file)):
                 raise SimulatedCrash
         except OSError:
-            file.pending = [
-                change if isinstance(change, int) else _NOTHING for change in file.pending
-            ]  # pages are clean
+            file.pending = [change if isinstance(change, int) else _CLEAN for change in file.pending]
             raise
         return file.done + len(file.pending)
 
