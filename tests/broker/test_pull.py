@@ -10,6 +10,7 @@ from trio.testing import MockClock
 
 from tests.broker.running import Client, one_broker, pull_header, send_header
 from trio_rmq.broker.long_polling import HeldPulls
+from trio_rmq.remoting.handlers import Flush, GiveUp
 from trio_rmq.store import reading
 from trio_rmq.testing.faulty_disk import FaultyDisk
 from trio_rmq.wire import headers
@@ -324,33 +325,88 @@ async def test_under_sync_flush_a_held_pull_sees_only_what_is_synced(autojump_cl
 # -- HeldPulls by itself ------------------------------------------------------------------------------------------
 
 
-async def test_held_pulls_are_bounded_and_leave_nothing_behind(autojump_clock: MockClock) -> None:
-    pulls = HeldPulls(held_max=2)
-    woken: list[object] = []
+class Pulls:
+    """HeldPulls with its service, and what became of the pulls."""
 
-    async def wait(tags: frozenset[int] | None, seconds: float) -> None:
-        woken.append((tags, await pulls.wait_arrival("T", 0, tags, seconds), trio.current_time()))
+    def __init__(self, *, held_max: int = 100) -> None:
+        self.held = HeldPulls(held_max=held_max)
+        self.woken: list[tuple[object, bool, float]] = []
+        self.flushed: list[tuple[object, ...]] = []
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(wait, None, 10)
-        nursery.start_soon(wait, frozenset({7}), 5)
+    def hold(self, name: object, tags: frozenset[int] | None, seconds: float, *, arrived: bool = False) -> GiveUp:
+        def wake(arrived: bool) -> Flush:
+            self.woken.append((name, arrived, trio.current_time()))
+            return self._flush
+
+        return self.held.hold("T", 0, tags, trio.current_time() + seconds, wake, arrived=arrived)
+
+    def _flush(self) -> None:
+        self.flushed.append(tuple(name for name, _, _ in self.woken))
+
+
+async def test_held_pulls_are_bounded_and_woken_by_what_their_filter_takes_or_at_their_end(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    pulls = Pulls(held_max=2)
+    nursery.start_soon(pulls.held.run)
+    start = trio.current_time()
+    pulls.hold("all", None, 10)
+    pulls.hold("seven", frozenset({7}), 5)
+    assert pulls.held.full
+    pulls.held.arrived("T", 1, 1, 7)
+    pulls.held.arrived("U", 0, 1, 7)
+    pulls.held.arrived("T", 0, 1, 6)
+    pulls.held.arrived("T", 0, 2, 6)
+    await trio.sleep(20)
+    assert pulls.woken == [("all", True, start), ("seven", False, start + 5)]
+    assert pulls.held.held == 0
+    assert not pulls.held.awaited
+
+
+async def test_pulls_woken_together_leave_together(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    pulls = Pulls()
+    nursery.start_soon(pulls.held.run)
+    for number in range(3):
+        pulls.hold(number, None, 10)
+    pulls.hold("came before", None, 10, arrived=True)
+    pulls.held.arrived("T", 0, 1, 6)
+    await trio.testing.wait_all_tasks_blocked()
+    assert [name for name, arrived, _ in pulls.woken if arrived] == ["came before", 0, 1, 2]
+    assert pulls.flushed == [("came before", 0, 1, 2)]
+
+
+async def test_a_pull_given_up_is_never_woken(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    pulls = Pulls()
+    nursery.start_soon(pulls.held.run)
+    give_up = [pulls.hold(number, None, number) for number in range(3)]
+    for call in (give_up[1], give_up[1]):
+        call()
+    assert pulls.held.held == 2
+    pulls.held.arrived("T", 0, 1, 6)
+    give_up[2]()  # woken, and not answered yet
+    await trio.sleep(20)
+    give_up[0]()
+    assert [name for name, _, _ in pulls.woken] == [0]
+    assert pulls.held.held == 0
+
+
+async def test_a_nearer_end_is_kept_and_many_ended_pulls_take_no_room(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    pulls = Pulls()
+    nursery.start_soon(pulls.held.run)
+    start = trio.current_time()
+    pulls.hold("far", frozenset({9}), 1000)
+    await trio.testing.wait_all_tasks_blocked()
+    pulls.hold("near", frozenset({9}), 1)
+    for number in range(5000):
+        pulls.hold(number, frozenset({7}), 500)
+        pulls.held.arrived("T", 0, number, 7)
         await trio.testing.wait_all_tasks_blocked()
-        is_full = pulls.full
-        assert is_full
-        pulls.arrived("T", 1, 1, 7)
-        pulls.arrived("U", 0, 1, 7)
-        start = trio.current_time()
-        pulls.arrived("T", 0, 1, 6)
-    assert woken == [(None, True, start), (frozenset({7}), False, start + 5)]
-    assert pulls.held == 0
-    assert not pulls.full
-    with trio.move_on_after(1) as scope:
-        await pulls.wait_arrival("T", 0, None, 100)
-    assert scope.cancelled_caught
-    assert pulls.held == 0
-
-
-# -- what is not in the page cache --------------------------------------------------------------------------------
+    assert len(pulls.held._times) < 3000
+    await trio.sleep(2000)
+    assert pulls.woken[5000:] == [("near", False, start + 1), ("far", False, start + 1000)]
+    assert not pulls.held._times
 
 
 async def test_a_cold_read_stalls_nobody(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:

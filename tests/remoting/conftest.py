@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from trio_rmq.errors import RequestError
-from trio_rmq.remoting.handlers import HandlerTable, Later, Reply
+from trio_rmq.remoting.handlers import GiveUp, HandlerTable, Later, Reply, Resume
 from trio_rmq.remoting.listener import serve_remoting
 from trio_rmq.remoting.session import Session
 from trio_rmq.wire.command import Command
@@ -28,6 +28,7 @@ RELEASE = 9
 BATCH_LATER = 10
 LONG = 11
 BEGIN_LATER = 12
+HOLD_TASKLESS = 13
 UNKNOWN = 4_000
 CLIENT_CODE = 39
 
@@ -41,6 +42,8 @@ class Desk:
     opened: list[Session] = field(default_factory=list)
     closed: list[Session] = field(default_factory=list)
     begun: list[Callable[[], None]] = field(default_factory=list)
+    resumes: list[Resume] = field(default_factory=list)
+    given_up: int = 0
     held: int = 0
     release: trio.Event = field(default_factory=trio.Event)
     gone: trio.Event = field(default_factory=trio.Event)
@@ -65,6 +68,7 @@ class Desk:
         table.register_batch(BATCH_LATER, self.batch_later)
         table.register(LONG, self.long)
         table.register_batch(BEGIN_LATER, self.begin_later)
+        table.register(HOLD_TASKLESS, self.hold_taskless)
         return table
 
     def echo(self, session: Session, command: Command) -> Command:
@@ -126,6 +130,22 @@ class Desk:
             self.begun.append(lambda: settle(answers))
 
         return [Later(wait, begin=begin)]
+
+    def hold_taskless(self, session: Session, command: Command) -> Later:
+        """A long poll without a task; `resumes` have it answered."""
+        return self.held_again()
+
+    def held_again(self) -> Later:
+        """The same, for what an answer must still wait for."""
+
+        def hold(resume: Resume) -> GiveUp:
+            self.resumes.append(resume)
+            return self._give_up
+
+        return Later(hold=hold)
+
+    def _give_up(self) -> None:
+        self.given_up += 1
 
     def long(self, session: Session, command: Command) -> Command:
         """4 MiB come back."""

@@ -338,6 +338,7 @@ class _Broker:
             services.start_soon(self._end_with_store)
             services.start_soon(self._store.run_retention)
             services.start_soon(self._stats.run)
+            services.start_soon(self._held_pulls.run)
             if self._store_config.broker_role != "SLAVE":
                 await self._transactions.load()
                 services.start_soon(self._delay.run)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
+import trio
+
 from trio_rmq.wire.command import Command
 
 if TYPE_CHECKING:
@@ -20,6 +22,19 @@ Reply = Command | bytes
 """A response, or its whole frame where the handler has it encoded already (never for a WebSocket session)."""
 
 
+Answer = Callable[[], "Sequence[Reply] | Later"]
+"""Makes the replies of a held request, or says what they must still wait for; raises as a handler does."""
+
+Flush = Callable[[], None]
+"""Has what was resumed leave; who resumes many of one session calls it once."""
+
+Resume = Callable[[Answer], Flush]
+"""Called once, from the event loop, when a held request is to be answered; has `Answer` called, and never raises."""
+
+GiveUp = Callable[[], None]
+"""Called when nobody waits any more; does nothing after `Resume`."""
+
+
 class Later:
     """An answer that must wait: `run` becomes a task of the session's nursery and returns the replies to write.
 
@@ -27,24 +42,50 @@ class Later:
     connection closes.  `answers` names the requests it answers; only a batch handler that returns several `Later`
     for one run need give it, so that a failing `run` is answered for the right ones.
 
-    `begin` gives the same answers without a task, where they are not held: a session calls it instead of `run`, with
-    what is to be called with the replies, once and from the event loop, maybe at once.  It must not raise.
+    Two kinds need no task.  With `begin` a session calls it instead of `run`, with what is to be called with the
+    replies, once and from the event loop, maybe at once.  With `hold`, in place of `run`, it is held, and a session
+    calls it with a `Resume`, which may be called at once, and gives up by what it returns.  Neither may raise.
     """
 
-    __slots__ = ("answers", "begin", "held", "run")
+    __slots__ = ("answers", "begin", "held", "hold", "run")
 
     def __init__(
         self,
-        run: Callable[[], Awaitable[Sequence[Reply]]],
+        run: Callable[[], Awaitable[Sequence[Reply]]] | None = None,
         *,
         held: bool = False,
         answers: Sequence[Command] = (),
         begin: Callable[[Callable[[Sequence[Reply]], None]], None] | None = None,
+        hold: Callable[[Resume], GiveUp] | None = None,
     ) -> None:
-        self.run = run
+        self.run = run if run is not None else self._run_held
         self.begin = begin
-        self.held = held
+        self.hold = hold
+        self.held = held or hold is not None
         self.answers = answers
+
+    async def _run_held(self) -> Sequence[Reply]:
+        """`hold` as a task.  Cancelled, it gives up."""
+        assert self.hold is not None  # noqa: S101 - else there is `run`
+        resumed = trio.Event()
+        answers: list[Answer] = []
+
+        def resume(answer: Answer) -> Flush:
+            answers.append(answer)
+            resumed.set()
+            return _nothing
+
+        give_up = self.hold(resume)
+        try:
+            await resumed.wait()
+        finally:
+            give_up()
+        outcome = answers[0]()
+        return await outcome.run() if isinstance(outcome, Later) else outcome
+
+
+def _nothing() -> None:
+    return
 
 
 Handler = Callable[["Session", Command], "Command | Later | None"]

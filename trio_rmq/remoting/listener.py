@@ -25,8 +25,8 @@ import trio
 from trio_rmq.errors import ConfigError, ListenError
 from trio_rmq.remoting.address import format_address, parse_address, system_reason
 from trio_rmq.remoting.handlers import HandlerTable
-from trio_rmq.remoting.plain_socket import plain_socket
-from trio_rmq.remoting.session import Session, SessionCallback, SessionSocket
+from trio_rmq.remoting.plain_socket import SessionSocket, plain_socket
+from trio_rmq.remoting.session import Session, SessionCallback
 from trio_rmq.remoting.settings import DEFAULT_SETTINGS, RemotingSettings
 from trio_rmq.remoting.tcp import TcpSession
 from trio_rmq.remoting.tls import HANDSHAKE_BYTE, ServerTls

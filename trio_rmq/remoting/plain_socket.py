@@ -1,4 +1,4 @@
-"""A plain TCP connection's socket for a session, with one turn of the event loop less for each chunk than Trio's own.
+"""What a session needs of its socket, and a plain TCP connection's own, which saves a turn of the event loop a chunk.
 
 Trio's sockets give other tasks a turn after every call that did not wait, and try a call before they wait for it.  A
 session answers a chunk and reads the next, so for it that was one turn after the answer and one read in vain.  Here the
@@ -9,13 +9,35 @@ from __future__ import annotations
 
 import errno
 import socket as system
+from collections.abc import Awaitable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import trio
 
-if TYPE_CHECKING:
-    from trio_rmq.remoting.session import SessionSocket
+
+class SessionSocket(Protocol):
+    """What a session needs of its connection: trio's sockets have it, and TLS over one does."""
+
+    def recv(self, size_bytes: int, /) -> Awaitable[bytes]:
+        """At most so many bytes; none at the end."""
+        ...
+
+    def send(self, data: bytes | bytearray | memoryview, /) -> Awaitable[int]:
+        """Send some of `data`, at least one byte; how many."""
+        ...
+
+    def getpeername(self) -> Any:
+        """The other side's host and port."""
+        ...
+
+    def getsockname(self) -> Any:
+        """This side's host and port."""
+        ...
+
+    def close(self) -> None:
+        """Close at once."""
+        ...
 
 
 def plain_socket(socket: trio.socket.SocketType) -> SessionSocket:

@@ -2,7 +2,8 @@
 
 A transport reads a chunk, turns it into commands and calls `_handle`; the replies of the whole chunk come back as one
 list and leave in one write.  Handlers run right there, in the reading task.  Only a `Later` becomes a task, in the
-nursery of its session, so it ends with the connection; one that a service tells (`Later.begin`) needs none.
+nursery of its session, so it ends with the connection; those that a service tells (`Later.begin`, `Later.hold`) need
+none.
 
 Writing: exactly one task writes at a time (`_writing`).  The reading task writes its replies itself when nothing is
 queued, on plain TCP without a turn for others between (`plain_socket.py`); what it cannot hand to the system at once,
@@ -28,18 +29,19 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import trio
 
 from trio_rmq import limits
 from trio_rmq.errors import ConnectionLostError, ProtocolError, RequestError
 from trio_rmq.remoting.address import format_address
-from trio_rmq.remoting.handlers import BatchHandler, HandlerTable, Later, Reply
+from trio_rmq.remoting.handlers import Answer, BatchHandler, Flush, GiveUp, HandlerTable, Later, Reply, Resume
 from trio_rmq.remoting.in_flight import InFlight
 from trio_rmq.remoting.outgoing import next_write
+from trio_rmq.remoting.plain_socket import SessionSocket
 from trio_rmq.remoting.request_table import RequestTable
 from trio_rmq.remoting.settings import RemotingSettings
 from trio_rmq.wire.command import FLAG_ONEWAY, FLAG_RESPONSE, Command
@@ -54,30 +56,6 @@ logger = logging.getLogger("trio_rmq.remoting")
 SessionCallback = Callable[["Session"], None]
 
 
-class SessionSocket(Protocol):
-    """What a session needs of its connection: trio's sockets have it, and TLS over one does."""
-
-    def recv(self, size_bytes: int, /) -> Awaitable[bytes]:
-        """At most so many bytes; none at the end."""
-        ...
-
-    def send(self, data: bytes | bytearray | memoryview, /) -> Awaitable[int]:
-        """Send some of `data`, at least one byte; how many."""
-        ...
-
-    def getpeername(self) -> Any:
-        """The other side's host and port."""
-        ...
-
-    def getsockname(self) -> Any:
-        """This side's host and port."""
-        ...
-
-    def close(self) -> None:
-        """Close at once."""
-        ...
-
-
 class Session(ABC):
     """One accepted connection.  Handlers get it with each request, and may keep it until `on_close` tells its end.
 
@@ -90,6 +68,7 @@ class Session(ABC):
     __slots__ = (
         "__weakref__",
         "_handlers",
+        "_held",
         "_in_flight",
         "_nursery",
         "_on_close",
@@ -134,6 +113,7 @@ class Session(ABC):
         self._on_close = on_close
         self._requests = RequestTable(self.peer, limits.CLIENT_REQUESTS_MAX)
         self._in_flight = InFlight(settings)
+        self._held: dict[Later, GiveUp | None] = {}
         self._outgoing: deque[bytes] = deque()
         self._outgoing_bytes = 0
         self._writing = False
@@ -208,6 +188,8 @@ class Session(ABC):
         except* Exception as group:  # noqa: BLE001 - the session boundary: a defect ends this connection and no other
             self._log_defect(group)
         finally:
+            for give_up in [give_up for give_up in self._held.values() if give_up is not None]:
+                give_up()
             self._requests.fail_all(ConnectionLostError(f"the connection with {self.peer} closed", address=self.peer))
             self._socket.close()
             if self._on_close is not None:
@@ -348,7 +330,9 @@ class Session(ABC):
         if not later.held:
             size = sum([len(command.body) for command in answers])
             self._in_flight.add(len(answers), size)
-        if later.begin is None or later.held:
+        if later.hold is not None:
+            self._hold(later, later.hold, answers)
+        elif later.begin is None or later.held:
             self._nursery.start_soon(self._run_later, later, answers, size)
         else:
             later.begin(partial(self._settle, answers, size))
@@ -356,23 +340,51 @@ class Session(ABC):
     def _settle(self, answers: Sequence[Command], size: int, replies: Sequence[Reply]) -> None:
         """Answer what was begun without a task.  Called by a service, which a defect here must not reach."""
         self._in_flight.remove(len(answers), size)
-        if not replies or self.closed:
-            return
+        if replies and not self.closed:
+            self._enqueue(self._encode_safely(replies))
+            self._flush()
+
+    def _hold(self, later: Later, hold: Callable[[Resume], GiveUp], answers: Sequence[Command]) -> None:
+        self._held[later] = None
+        give_up = hold(partial(self._resume, later, answers))
+        if later in self._held:
+            self._held[later] = give_up
+
+    def _resume(self, later: Later, answers: Sequence[Command], answer: Answer) -> Flush:
+        """Answer what was held, with the next `_flush`.  Called as `_settle` is."""
+        del self._held[later]
+        if self.closed:
+            return self._flush
+        replies: list[Reply] = []
         try:
-            pieces = self._encode_safely(replies)
-            if not self._writing and not self._outgoing:
-                sent = self._send_now(pieces[0])
-                if sent:
-                    self.last_activity = trio.current_time()
-                    pieces[:1] = [pieces[0][sent:]] if sent < len(pieces[0]) else []
-            if pieces:
-                self._enqueue(pieces)
-                self._write_soon()
+            outcome = answer()
+            if isinstance(outcome, Later):
+                self._start_later(outcome, answers)
+            else:
+                replies += outcome
+        except Exception as error:  # noqa: BLE001 - the session boundary
+            self._fail_run(answers, error, replies)
+        if replies and not (len(answers) == 1 and answers[0].flag & FLAG_ONEWAY):
+            self._enqueue(self._encode_safely(replies))
+        return self._flush
+
+    def _flush(self) -> None:
+        """Send at once what is queued, or what the system takes of it; a task writes the rest."""
+        if self._writing or not self._outgoing or self.closed:
+            return
+        payload = next_write(self._outgoing)
+        try:
+            sent = self._send_now(payload)
         except OSError as error:
             self.close(f"lost while writing: {error}")
-        except Exception as error:
-            logger.error("connection with %s: dropped by an error in the server", self.peer, exc_info=error)
-            self.close()
+            return
+        self._outgoing_bytes -= sent
+        if sent:
+            self.last_activity = trio.current_time()
+        if sent < len(payload):
+            self._outgoing.appendleft(payload[sent:])
+        if self._outgoing:
+            self._write_soon()
 
     async def _run_later(self, later: Later, answers: Sequence[Command], size: int) -> None:
         replies: list[Reply] = []

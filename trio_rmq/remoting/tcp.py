@@ -13,8 +13,8 @@ import trio
 
 from trio_rmq.errors import ProtocolError
 from trio_rmq.remoting.handlers import HandlerTable, Reply
-from trio_rmq.remoting.plain_socket import PlainSocket
-from trio_rmq.remoting.session import Session, SessionCallback, SessionSocket, logger
+from trio_rmq.remoting.plain_socket import PlainSocket, SessionSocket
+from trio_rmq.remoting.session import Session, SessionCallback, logger
 from trio_rmq.remoting.settings import RemotingSettings
 from trio_rmq.wire.frame import FrameSplitter, encode_frame
 

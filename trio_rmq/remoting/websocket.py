@@ -23,7 +23,8 @@ from wsproto.utilities import ProtocolError as WebSocketProtocolError
 
 from trio_rmq.errors import ProtocolError
 from trio_rmq.remoting.handlers import HandlerTable, Reply
-from trio_rmq.remoting.session import Session, SessionCallback, SessionSocket, logger
+from trio_rmq.remoting.plain_socket import SessionSocket
+from trio_rmq.remoting.session import Session, SessionCallback, logger
 from trio_rmq.remoting.settings import RemotingSettings
 from trio_rmq.wire.cbor_codec import SUB_PROTOCOL, decode_commands, encode_messages
 from trio_rmq.wire.command import Command

@@ -1,7 +1,7 @@
 """Pulls: PULL_MESSAGE (11) and LITE_PULL_MESSAGE (361, served alike).
 
-A pull that finds nothing and may wait is held (`Later`, `held=True`): it waits for an arrival in its queue, then runs
-once more without waiting.  Invariants: every answer with offsets has all four of them; a held pull commits its offset
+A pull that finds nothing and may wait is held (`Later.hold`): it waits for an arrival in its queue, then runs once more
+without waiting.  Invariants: every answer with offsets has all four of them; a held pull commits its offset
 once, when it arrives.  Checks, codes and order: RocketMQ PullMessageProcessor (4.9).
 """
 
@@ -21,7 +21,7 @@ from trio_rmq.broker.wanted import Subscriptions, Wanted
 from trio_rmq.config import BrokerConfig
 from trio_rmq.errors import RequestError, StoreCorruptError
 from trio_rmq.limits import PULL_SUSPEND_MAX_SECONDS
-from trio_rmq.remoting.handlers import HandlerTable, Later
+from trio_rmq.remoting.handlers import Flush, GiveUp, HandlerTable, Later, Reply, Resume
 from trio_rmq.remoting.session import Session
 from trio_rmq.store.message_store import MessageStore
 from trio_rmq.store.messages import GetResult, GetStatus
@@ -94,7 +94,7 @@ class PullHandlers:
                 seconds = self._config.short_polling_time_mills / 1000
             else:
                 seconds = min(max(header.suspend_timeout_millis, 0) / 1000, PULL_SUSPEND_MAX_SECONDS)
-            return self._hold(session, request, header, wanted, seconds)
+            return self._hold(session, request, header, wanted, offset, trio.current_time() + seconds)
         return _answer(request, result, code)
 
     def _commit(self, header: PullMessageRequestHeader) -> None:
@@ -151,32 +151,42 @@ class PullHandlers:
         request: Command,
         header: PullMessageRequestHeader,
         wanted: Wanted,
-        seconds: float,
+        offset: int,
+        until: float,
     ) -> Later:
-        topic, queue_id, offset = header.topic, header.queue_id, header.queue_offset
+        """Hold the pull until something is there from `offset` on, or until that time of the loop; then look again."""
+        topic, queue_id = header.topic, header.queue_id
 
-        async def wait() -> Sequence[Command]:
-            position, until = offset, trio.current_time() + seconds
-            while True:
-                # Between the look before and this one something may have arrived: look before waiting.
-                arrived = self._store.max_offset(topic, queue_id) > position
-                if not arrived:
-                    left = max(until - trio.current_time(), 0)
-                    arrived = await self._held_pulls.wait_arrival(topic, queue_id, wanted.tags_codes, left)
-                try:
-                    wanted_now = self._check(session, header)
-                    result = await self._get_cold(header, position, wanted_now)
-                except RequestError as error:
-                    return [request.reply(error.response_code, remark=error.remark)]
-                missed = wanted_now.accept is not None and result.status is GetStatus.NO_MATCHED_MESSAGE
-                if missed and arrived and trio.current_time() < until:
-                    # Nothing for this filter: go on waiting behind it.  Tags need no such look, they wake nobody else.
-                    position = result.next_begin_offset
-                    await trio.lowlevel.checkpoint()
-                    continue
-                return [_answer(request, result, _code(result, position))]
+        def resumed(arrived: bool) -> Sequence[Reply] | Later:
+            wanted_now = self._check(session, header)
+            try:
+                result = self._get(header, offset, wanted_now)
+            except ColdReadError as error:
+                cold = error  # the name goes with the clause
 
-        return Later(wait, held=True)
+                async def fetch() -> Sequence[Reply]:
+                    found = await self._get_cold(header, offset, wanted_now, cold)
+                    outcome = answer(arrived, wanted_now, found)
+                    return await outcome.run() if isinstance(outcome, Later) else outcome
+
+                return Later(fetch, held=True)
+            return answer(arrived, wanted_now, result)
+
+        def answer(arrived: bool, wanted_now: Wanted, result: GetResult) -> Sequence[Reply] | Later:
+            missed = wanted_now.accept is not None and result.status is GetStatus.NO_MATCHED_MESSAGE
+            if missed and arrived and trio.current_time() < until:
+                # Nothing for this filter: go on waiting behind it.  Tags need no such look, they wake nobody else.
+                return self._hold(session, request, header, wanted_now, result.next_begin_offset, until)
+            return [_answer(request, result, _code(result, offset))]
+
+        def hold(resume: Resume) -> GiveUp:
+            def wake(arrived: bool) -> Flush:
+                return resume(lambda: resumed(arrived))
+
+            arrived = self._store.max_offset(topic, queue_id) > offset
+            return self._held_pulls.hold(topic, queue_id, wanted.tags_codes, until, wake, arrived=arrived)
+
+        return Later(hold=hold)
 
     # -- checks -------------------------------------------------------------------------------------------------
 
