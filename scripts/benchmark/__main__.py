@@ -51,6 +51,7 @@ def main(words: Sequence[str] | None = None) -> int:
                     Path(folder),
                     seconds=options.seconds,
                     depth=options.messages,
+                    size=options.bytes,
                     queues=options.queues,
                     parts=options.part or PARTS,
                 )
@@ -97,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--messages", type=int, default=10_000_000, help="messages of the depth (default 10 million)"
             )
+            command.add_argument("--bytes", type=int, default=20, help="size of the depth's bodies (default 20)")
             command.add_argument("--queues", type=int, default=50_000, help="width (default 50,000)")
             command.add_argument(
                 "--part", choices=PARTS, action="append", help="only this part; may be given again (default: all)"

@@ -7,6 +7,7 @@ turns, in CPU seconds of this process, and the median ratio counts.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import statistics
 import sys
@@ -23,12 +24,14 @@ from benchmark.runs import Plan, median_run
 from trio_rmq.config import MessageStoreConfig
 from trio_rmq.store.message_store import MessageStore, open_message_store
 from trio_rmq.store.messages import GetStatus, NewMessage
+from trio_rmq.store.page_cache import ColdReadError
 from trio_rmq.wire.ids import Host
 
 HOST: Host = (b"\x7f\0\0\1", 10911)
 CALL = 32
 """Records of one append call, and of one pull."""
 
+COLD_PULLS = 200
 ROUNDS = 7
 ROUND_MESSAGES = 32 * 1000
 PROPERTIES = "UNIQ_KEY\x01{:032X}\x02CLUSTER\x01DefaultCluster"
@@ -123,10 +126,10 @@ def _device_sync_ms(folder: Path) -> float:
 Step = Callable[[str], None]
 
 
-async def measure_depth(report: Report, folder: Path, depth: int, say: Step) -> None:
-    """Appends, memory, restarts and pulls with `depth` small messages stored."""
+async def measure_depth(report: Report, folder: Path, depth: int, size: int, say: Step) -> None:
+    """Appends, memory, restarts and pulls with `depth` messages stored, of `size` bytes each."""
     home = folder / "depth"
-    calls = [messages_of(CALL, 20, first=first) for first in range(0, ROUND_MESSAGES, CALL)]
+    calls = [messages_of(CALL, size, first=first) for first in range(0, ROUND_MESSAGES, CALL)]
     async with open_message_store(config_in(home), store_host=HOST) as store:
         await _append_round(store, calls)
         resident = _resident_mb()
@@ -141,7 +144,7 @@ async def measure_depth(report: Report, folder: Path, depth: int, say: Step) -> 
                 base = await _append_round(empty, calls)
                 if number:  # the first makes the empty one's files and queues
                     ratios.append(cost / base)
-        name = f"append with {depth:,} messages stored, times an empty store"
+        name = f"append with {depth:,} messages of {size} B stored, times an empty store"
         report.goals.append(Goal(name, statistics.median(ratios), "<=", 1.15))
         end = store.max_offset("Bench0", 0)
         ratio = _pull_ratio(store, end // 2, end - CALL * 600)
@@ -149,6 +152,7 @@ async def measure_depth(report: Report, folder: Path, depth: int, say: Step) -> 
         report.goals.append(Goal("resident MB that the depth added", growth, "<=", 200))
         checkpoint = (home / "checkpoint").read_bytes()
     await _measure_restarts(report, home, checkpoint, say)
+    await _measure_cold_pulls(report, home, say)
 
 
 async def _measure_restarts(report: Report, home: Path, checkpoint: bytes, say: Step) -> None:
@@ -164,6 +168,40 @@ async def _measure_restarts(report: Report, home: Path, checkpoint: bytes, say: 
             read = store.recovered.records if store.recovered else 0
         name = f"seconds of a {name}, which read {read:,} records ({cpu:.2f} of CPU)"
         report.goals.append(Goal(name, seconds, "<=", wanted))
+
+
+async def _measure_cold_pulls(report: Report, home: Path, say: Step) -> None:
+    """Milliseconds of a pull of which nothing is in the page cache, at places spread over the whole depth."""
+    async with open_message_store(config_in(home), store_host=HOST) as store:
+        say("cold pulls")
+        _drop_from_page_cache(home)
+        end = store.max_offset("Bench0", 0)
+        times, trips = [], 0
+        for number in range(COLD_PULLS):
+            begun = time.perf_counter()
+            while True:
+                try:
+                    store.get_messages("Bench0", 0, end * number // COLD_PULLS, max_count=CALL, wait=False)
+                    break
+                except ColdReadError as cold:
+                    trips += 1
+                    await store.warm(cold)
+            times.append((time.perf_counter() - begun) * 1e3)
+    times.sort()
+    name = (
+        f"ms of a cold pull of {CALL} anywhere, the median of {COLD_PULLS} (p99 {times[len(times) * 99 // 100]:.2f}; "
+        f"{trips / COLD_PULLS:.1f} trips to the disk each)"
+    )
+    report.goals.append(Goal(name, statistics.median(times), "<=", math.inf))
+
+
+def _drop_from_page_cache(home: Path) -> None:
+    os.sync()  # what is dirty stays
+    for path in home.rglob("*"):
+        if path.is_file():
+            handle = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
 
 
 def _pull_ratio(store: MessageStore, middle: int, end: int, pulls: int = 500) -> float:
@@ -217,7 +255,14 @@ PARTS = ("flush", "width", "append", "depth")
 
 
 def run_store(
-    report: Report, folder: Path, *, seconds: float, depth: int, queues: int, parts: Sequence[str] = PARTS
+    report: Report,
+    folder: Path,
+    *,
+    seconds: float,
+    depth: int,
+    size: int,
+    queues: int,
+    parts: Sequence[str] = PARTS,
 ) -> None:
     """The named parts, in a folder that the caller removes."""
 
@@ -232,7 +277,7 @@ def run_store(
         if "append" in parts:
             await measure_append(report, folder)
         if "depth" in parts:
-            await measure_depth(report, folder, depth, say)
+            await measure_depth(report, folder, depth, size, say)
 
     if "flush" in parts:
         measure_flush(report, folder, seconds)
