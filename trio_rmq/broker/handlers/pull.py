@@ -8,6 +8,7 @@ once, when it arrives.  Checks, codes and order: RocketMQ PullMessageProcessor (
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import trio
 
@@ -62,12 +63,12 @@ class PullHandlers:
         stats: BrokerStats,
     ) -> None:
         self._config = config
-        self._store = store
+        self.store = store
         self._topics = topics
         self._groups = groups
         self._subscriptions = subscriptions
         self._offsets = offsets
-        self._held_pulls = held_pulls
+        self.held_pulls = held_pulls
         self._stats = stats
 
     def register(self, table: HandlerTable) -> None:
@@ -78,10 +79,10 @@ class PullHandlers:
     def pull(self, session: Session, request: Command) -> Command | Later:
         """Answer at once, or hold the pull when nothing is there and it may wait."""
         header = request.decode_header(PullMessageRequestHeader)
-        wanted = self._check(session, header)
+        wanted = self.check(session, header)
         offset = header.queue_offset
         try:
-            result = self._get(header, offset, wanted)
+            result = self.get(header, offset, wanted)
         except ColdReadError as cold:
             self._commit(header)
             return self._fetch(request, header, wanted, cold)
@@ -89,12 +90,13 @@ class PullHandlers:
         if flags & PULL_COMMIT_OFFSET:
             self._commit(header)
         code = _code(result, offset)
-        if code == ResponseCode.PULL_NOT_FOUND and flags & PULL_SUSPEND and not self._held_pulls.full:
+        if code == ResponseCode.PULL_NOT_FOUND and flags & PULL_SUSPEND and not self.held_pulls.full:
             if not self._config.long_polling_enable:
                 seconds = self._config.short_polling_time_mills / 1000
             else:
                 seconds = min(max(header.suspend_timeout_millis, 0) / 1000, PULL_SUSPEND_MAX_SECONDS)
-            return self._hold(session, request, header, wanted, offset, trio.current_time() + seconds)
+            until = trio.current_time() + seconds
+            return Later(hold=_HeldPull(self, session, request, header, wanted, offset, until).hold)
         return _answer(request, result, code)
 
     def _commit(self, header: PullMessageRequestHeader) -> None:
@@ -106,29 +108,33 @@ class PullHandlers:
 
         async def fetch() -> Sequence[Command]:
             try:
-                result = await self._get_cold(header, header.queue_offset, wanted, cold)
+                result = await self.get_cold(header, header.queue_offset, wanted, cold)
             except RequestError as error:
                 return [request.reply(error.response_code, remark=error.remark)]
             return [_answer(request, result, _code(result, header.queue_offset))]
 
         return Later(fetch)
 
-    async def _get_cold(
+    async def get_cold(
         self, header: PullMessageRequestHeader, offset: int, wanted: Wanted, cold: ColdReadError | None = None
     ) -> GetResult:
-        """`_get`, but what is not in the page cache is waited for."""
+        """`get`, but what is not in the page cache is waited for."""
         for _ in range(COLD_TRIES_MAX):
             if cold is not None:
-                await self._store.warm(cold)
+                await self.store.warm(cold)
             try:
-                return self._get(header, offset, wanted)
+                return self.get(header, offset, wanted)
             except ColdReadError as error:
                 cold = error
-        return self._get(header, offset, wanted, wait=True)
+        return self.get(header, offset, wanted, wait=True)
 
-    def _get(self, header: PullMessageRequestHeader, offset: int, wanted: Wanted, *, wait: bool = False) -> GetResult:
+    def get(self, header: PullMessageRequestHeader, offset: int, wanted: Wanted, *, wait: bool = False) -> GetResult:
+        """What the store has for the pull from `offset` on; ColdReadError unless it may `wait` for the disk.
+
+        RequestError when checkCRCOnPull finds the next message damaged.
+        """
         try:
-            result = self._store.get_messages(
+            result = self.store.get_messages(
                 header.topic,
                 header.queue_id,
                 offset,
@@ -145,52 +151,9 @@ class PullHandlers:
             self._stats.count_get(header.topic, header.consumer_group, result.count, len(result.body))
         return result
 
-    def _hold(
-        self,
-        session: Session,
-        request: Command,
-        header: PullMessageRequestHeader,
-        wanted: Wanted,
-        offset: int,
-        until: float,
-    ) -> Later:
-        """Hold the pull until something is there from `offset` on, or until that time of the loop; then look again."""
-        topic, queue_id = header.topic, header.queue_id
-
-        def resumed(arrived: bool) -> Sequence[Reply] | Later:
-            wanted_now = self._check(session, header)
-            try:
-                result = self._get(header, offset, wanted_now)
-            except ColdReadError as error:
-                cold = error  # the name goes with the clause
-
-                async def fetch() -> Sequence[Reply]:
-                    found = await self._get_cold(header, offset, wanted_now, cold)
-                    outcome = answer(arrived, wanted_now, found)
-                    return await outcome.run() if isinstance(outcome, Later) else outcome
-
-                return Later(fetch, held=True)
-            return answer(arrived, wanted_now, result)
-
-        def answer(arrived: bool, wanted_now: Wanted, result: GetResult) -> Sequence[Reply] | Later:
-            missed = wanted_now.accept is not None and result.status is GetStatus.NO_MATCHED_MESSAGE
-            if missed and arrived and trio.current_time() < until:
-                # Nothing for this filter: go on waiting behind it.  Tags need no such look, they wake nobody else.
-                return self._hold(session, request, header, wanted_now, result.next_begin_offset, until)
-            return [_answer(request, result, _code(result, offset))]
-
-        def hold(resume: Resume) -> GiveUp:
-            def wake(arrived: bool) -> Flush:
-                return resume(lambda: resumed(arrived))
-
-            arrived = self._store.max_offset(topic, queue_id) > offset
-            return self._held_pulls.hold(topic, queue_id, wanted.tags_codes, until, wake, arrived=arrived)
-
-        return Later(hold=hold)
-
     # -- checks -------------------------------------------------------------------------------------------------
 
-    def _check(self, session: Session, header: PullMessageRequestHeader) -> Wanted:
+    def check(self, session: Session, header: PullMessageRequestHeader) -> Wanted:
         """Whether the group may read the queue; returns which of its messages it wants."""
         if not self._config.broker_permission & PERMISSION_READ:
             raise RequestError(
@@ -216,6 +179,63 @@ class PullHandlers:
                 f"[{topic.read_queue_nums}] consumer:[{session.peer}]; {describe(topic)}",
             )
         return self._subscriptions.wanted(header, broadcast_enabled=group.consume_broadcast_enable)
+
+
+class _HeldPull:
+    """A pull that waits until something is there from `offset` on, or until that time of the loop, and looks again."""
+
+    __slots__ = ("_handlers", "_header", "_offset", "_request", "_session", "_until", "_wanted")
+
+    def __init__(
+        self,
+        handlers: PullHandlers,
+        session: Session,
+        request: Command,
+        header: PullMessageRequestHeader,
+        wanted: Wanted,
+        offset: int,
+        until: float,
+    ) -> None:
+        self._handlers = handlers
+        self._session = session
+        self._request = request
+        self._header = header
+        self._wanted = wanted
+        self._offset = offset
+        self._until = until
+
+    def hold(self, resume: Resume) -> GiveUp:
+        """See `Later.hold`."""
+        handlers, header = self._handlers, self._header
+        topic, queue_id = header.topic, header.queue_id
+
+        def wake(arrived: bool) -> Flush:
+            return resume(partial(self._look, arrived))
+
+        arrived = handlers.store.max_offset(topic, queue_id) > self._offset  # since the look before
+        tags_codes = self._wanted.tags_codes
+        return handlers.held_pulls.hold(topic, queue_id, tags_codes, self._until, wake, arrived=arrived)
+
+    def _look(self, arrived: bool) -> Sequence[Reply] | Later:
+        self._wanted = self._handlers.check(self._session, self._header)
+        try:
+            result = self._handlers.get(self._header, self._offset, self._wanted)
+        except ColdReadError as cold:
+            return Later(partial(self._fetch, arrived, cold), held=True)
+        return self._answer(arrived, result)
+
+    async def _fetch(self, arrived: bool, cold: ColdReadError) -> Sequence[Reply]:
+        result = await self._handlers.get_cold(self._header, self._offset, self._wanted, cold)
+        outcome = self._answer(arrived, result)
+        return await outcome.run() if isinstance(outcome, Later) else outcome
+
+    def _answer(self, arrived: bool, result: GetResult) -> Sequence[Reply] | Later:
+        missed = self._wanted.accept is not None and result.status is GetStatus.NO_MATCHED_MESSAGE
+        if missed and arrived and trio.current_time() < self._until:
+            # Nothing for this filter: go on waiting behind it.  Tags need no such look, they wake nobody else.
+            self._offset = result.next_begin_offset
+            return Later(hold=self.hold)
+        return [_answer(self._request, result, _code(result, self._offset))]
 
 
 def _mend_group(group: str) -> str:
