@@ -157,6 +157,8 @@ class DelayService:
         log_offset = self.table.log_offset
         if log_offset is not None and self._store.max_physical_offset > log_offset:
             self._copied_before = await copies_since(self._store, log_offset, prop.DELAY)
+            for level in self._levels:
+                self._pass_copied(level)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._keep_offsets)
@@ -190,6 +192,21 @@ class DelayService:
                 )  # fmt: skip
             levels.append(level)
         return levels
+
+    def _pass_copied(self, level: _Level) -> None:
+        """Go on behind what was delivered before a crash, now: the saved offsets soon let nobody find its copies.
+
+        It may not be due again for long, where the clock was set back.  What a level delivered is a run from its next
+        offset on, but for the few that were left out for good.
+        """
+        while True:
+            places = self._store.reader.entries(
+                names.SCHEDULE_TOPIC, level.queue_id, level.next_offset, _SLICE_MESSAGES
+            )
+            copied = [at for at, (physical, _, _) in enumerate(places, 1) if physical in self._copied_before]
+            if not copied:
+                return
+            self._go_on_at(level, level.next_offset + copied[-1])
 
     async def _keep_offsets(self) -> None:
         """Some time after a delivery, note it; the table's file follows."""
