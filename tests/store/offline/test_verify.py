@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.store.offline.helpers import RECORD_SIZE, fill
+from tests.store.offline.helpers import RECORD_SIZE, START_MS, fill
+from trio_rmq.clock import use_wall_clock
 from trio_rmq.errors import StoreError, StoreLockedError
 from trio_rmq.store.disk import ReadOnlyDisk
 from trio_rmq.store.offline.findings import Finding
@@ -180,6 +181,25 @@ async def test_fillers(place: Place) -> None:
     place.write(LOG, encode_blank(7), filler)
     [found] = damages(place)
     assert "a filler says that 7 bytes are left" in found.what
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("settings", [{}, {"enable_consume_queue_ext": True}], ids=["in the entry", "in its unit"])
+async def test_a_time_of_delivery_may_be_early_where_the_clock_was_set_back(
+    place: Place, settings: dict[str, object]
+) -> None:
+    """Times of delivery go by the clock, store times never back: entries are earlier than their records tell."""
+    async with place.open(**settings) as store:
+        for now_ms in (START_MS, START_MS - 60_000, START_MS + 5000, START_MS + 6000):
+            with use_wall_clock(lambda: now_ms):  # noqa: B023 - used at once
+                stored(store.append([new_message(topic="SCHEDULE_TOPIC_XXXX", properties="DELAY\x012")]))
+    assert damages(place) == []
+    if settings:
+        return
+    queue = f"consumequeue/SCHEDULE_TOPIC_XXXX/0/{0:020d}"
+    place.write(queue, (START_MS + 4000).to_bytes(8, "big"), 2 * 20 + 12)
+    [found] = damages(place)
+    assert (found.kind, found.at) == ("tags-code", 40)
 
 
 @pytest.mark.trio

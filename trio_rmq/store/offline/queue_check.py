@@ -71,11 +71,20 @@ class QueueCheck:
         self._missing: dict[tuple[str, int], tuple[int, int, int]] = {}
         """Queues without files: how many records they should have, and where the first and the last stand."""
         self._units = UnitCheck(folder, findings)
+        self._last_time_ms: int | None = None
+        """The store time of the record before."""
+        self._time_stood = True
+        """Whether this record's store time is that of the one before: the clock may have been set back.
+
+        Then times of delivery, which go by the clock, may be earlier than store times tell.
+        """
         self.unwritten = 0
         """Records behind the ends of their queues, whose entries the next start makes."""
 
     def record(self, offset: int, record: StoredMessage) -> None:
         """The next record of the log, at this physical offset."""
+        self._time_stood = self._last_time_ms in (None, record.store_timestamp_ms)
+        self._last_time_ms = record.store_timestamp_ms
         if not is_consumable(record.sys_flag):
             return
         checked = CheckedRecord(
@@ -156,10 +165,15 @@ class QueueCheck:
             self._add_entry(state, "queue-entry", offset, what, entry[0])
         elif is_address(found[2]):
             settled = entry[0] < self._log.settled_end
-            self._units.check((state.topic, state.queue_id), offset, found[2], entry, time_ms, settled=settled)
+            earlier = self._time_stood and state.topic == DELAY_TOPIC
+            self._units.check(
+                (state.topic, state.queue_id), offset, found[2], entry, time_ms, settled=settled, earlier=earlier
+            )
         elif state.topic == DELAY_TOPIC:
             what = f"its time of delivery is {found[2]}, the record's is {entry[2]}"
-            self._add_entry(state, "tags-code", offset, what, entry[0])
+            stood = self._time_stood and found[2] < entry[2]
+            what += ", as a clock makes it that was set back" if stood else ""
+            self._add_entry(state, "tags-code", offset, what, entry[0], damage=not stood)
         else:
             what = f"its code is {found[2]}, that of the record's tags is {entry[2]}"
             self._add_entry(state, "tags-code", offset, what, entry[0])

@@ -33,11 +33,20 @@ class UnitCheck:
         """Units that are those of their records."""
 
     def check(
-        self, key: QueueKey, number: int, address: int, entry: tuple[int, int, int], time_ms: int, *, settled: bool
+        self,
+        key: QueueKey,
+        number: int,
+        address: int,
+        entry: tuple[int, int, int],
+        time_ms: int,
+        *,
+        settled: bool,
+        earlier: bool = False,
     ) -> None:
         """Entry `number` of the queue holds `address`; of its record it should hold `entry`.
 
-        Unless `settled`, the next start makes up for what is amiss.
+        Unless `settled`, the next start makes up for what is amiss.  With `earlier` the code is a time of delivery that
+        may be earlier than the entry's.
         """
         physical, _, code = entry
         offset = offset_of(address)
@@ -54,7 +63,7 @@ class UnitCheck:
             what = "no whole unit stands here"
         elif end is not None and offset < end:
             what = f"it is not behind the unit of the entry before, which ends at {end}"
-        elif unit[0] != code:
+        elif unit[0] != code and not (earlier and unit[0] < code):
             what = f"its code is {unit[0]}, the record's is {code}"
         elif unit[1] != time_ms:
             what = f"its store time is {unit[1]}, the record's is {time_ms}"
