@@ -226,6 +226,30 @@ async def test_a_restart_after_the_clock_was_set_back_delivers_nothing_again(aut
                 assert len(await delivered(client)) == 5
 
 
+async def test_what_a_kill_left_delivered_is_not_repeated_after_the_next_one(autojump_clock: MockClock) -> None:
+    """The clock was set back in between: what was delivered at the first start is due once more at the second."""
+    offset, disk = 0, FaultyDisk()
+    async with open_world() as world:
+        with world.node(BROKER, wall_offset_ms=lambda: offset):
+            async with serving(world, disk) as client:
+                await timed(client, b"first", TIMER_DELAY_MS=1000)
+                await trio.sleep(5)
+                await timed(client, b"again", TIMER_DELAY_MS=2000)
+                await trio.sleep(2.05)
+                left = disk.survivor_of_kill()
+                assert [body for body, _ in await delivered(client)] == [b"first", b"again"]
+            offset = -60_000
+            async with serving(world, left) as client:
+                await timed(client, b"other", TIMER_DELAY_MS=1000)
+                await timed(client, b"last", TIMER_DELAY_MS=70_000)
+                await trio.sleep(12)
+                left = left.survivor_of_kill()
+            offset = 0
+            async with serving(world, left) as client:
+                await trio.sleep(30)
+                assert [body for body, _ in await delivered(client)] == [b"first", b"again", b"other", b"last"]
+
+
 @asynccontextmanager
 async def serving(world: World, disk: FaultyDisk) -> AsyncIterator[Client]:
     """A broker of the node we are in."""

@@ -158,11 +158,20 @@ class Timers:
             return
         if store.max_physical_offset > saved.log_offset:
             self._delivered_before = await copies_since(store, saved.log_offset, prop.TIMER_DEQUEUE_MS)
+            await self._count_delivered(first, end)
         begin, self._queue_offset = self._queue_offset, end
         await self._read_entries(first, begin, saved.delivered_ms + 1)
         await self._read_entries(begin, end, 0)
         self._next_roll = trio.current_time()
         logger.info("%d messages wait for their time", self.pending)
+
+    async def _count_delivered(self, begin: int, end: int) -> None:
+        """What was delivered before a crash is so from now on, though the clock was set back: its copies are behind."""
+        while self._delivered_before and begin < end and (entries := self._entries(begin, _ENTRIES_A_READ)):
+            codes = [code for physical, _, code in entries if physical in self._delivered_before]
+            self._delivered_ms = max([self._delivered_ms, *(code for code in codes if code < TIMER_RECALL)])
+            begin += len(entries)
+            await trio.lowlevel.checkpoint()
 
     async def _read_entries(self, begin: int, end: int, from_ms: int, *, again: bool = False) -> None:
         """Enter the messages from `begin` to `end` that are due at `from_ms` or later; `again`: counted before."""
