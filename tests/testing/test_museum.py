@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from trio_rmq.testing.simulation.museum import DEFECTS, ODDITIES, Piece, find, piece_named, replaced
+from trio_rmq.testing.simulation.museum import DEFECTS, ODDITIES, find, piece_named
+from trio_rmq.testing.simulation.piece import Piece, replaced
 from trio_rmq.testing.simulation.plan import make_plan
 from trio_rmq.testing.simulation.runner import run_plan
 
 SEEDS = 200
-QUICK = ("queue files trusted", "names left out", "only what is synced")
+QUICK = (
+    "queue files trusted",
+    "names left out",
+    "only what is synced",
+    "half the delay",
+    "rollback committed",
+    "failed ones later",
+)
 """Pieces that show under one of the first seeds."""
 
 
@@ -51,7 +59,7 @@ def test_no_oddity_is_reported(piece: Piece) -> None:
 def test_the_museum_is_large_enough_and_its_names_are_its_own() -> None:
     names = [piece.name for piece in (*DEFECTS, *ODDITIES)]
     assert len(names) == len({*names})
-    assert len(DEFECTS) >= 15
+    assert len(DEFECTS) >= 25
     with pytest.raises(ValueError, match="no piece is called 'none'"):
         piece_named("none")
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from trio_rmq.testing.simulation.plan import Plan, decode_plan, encode_plan, make_plan
+from trio_rmq.testing.simulation.plan import RATES, Plan, decode_plan, encode_plan, make_plan
 from trio_rmq.testing.simulation.runner import run_plan
 from trio_rmq.testing.simulation.shrinking import shrink, until
 
@@ -33,6 +33,8 @@ def test_a_plan_goes_to_json_and_back(seed: int) -> None:
         ('"target":"producer 0"', '"target":"printer"', "no machine is called 'printer'"),
         ('"queue_id":1', '"queue_id":4', "no queue below 4"),
         ('"split_chance"', '"split"', "split"),
+        ('"kind":"keyed"', '"kind":"rumour"', "no kind of message is called 'rumour'"),
+        ('"end":"commit"', '"end":"never"', "needs an end of commit, "),
     ],
 )
 def test_a_wrong_plan_is_named(old: str, new: str, named: str) -> None:
@@ -80,6 +82,15 @@ def test_what_is_left_out_of_a_plan_leaves_the_rest_as_it_was() -> None:
     half = until(plan, 30.0)
     assert half.faults == [fault for fault in plan.faults if fault.at < 30.0]
     assert replace(half.options, seconds=60.0) == plan.options
+
+
+def test_each_kind_of_message_has_a_stream_of_its_own_and_some_seeds_are_without_it() -> None:
+    plans = [make_plan(seed, 20.0) for seed in range(30)]
+    for kind in RATES:
+        with_it = [plan for plan in plans if kind in plan.options.rates]
+        assert 0 < len(with_it) < len(plans)
+        assert all(any(send.kind == kind for send in plan.sends) for plan in with_it)
+    assert all(len(plan.sends) > 19 * 18 for plan in plans)
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)

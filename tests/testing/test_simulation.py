@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from trio_rmq.store.flush import LogFlusher
-from trio_rmq.testing.simulation.plan import make_plan
+from trio_rmq.testing.simulation.plan import RATES, make_plan
 from trio_rmq.testing.simulation.runner import run_plan
 
 
@@ -27,11 +27,19 @@ def test_asynchronous_flush_loses_at_a_power_loss_what_it_may_and_that_is_no_ala
     assert not outcome.problems
 
 
+def test_delays_transactions_and_an_orderly_group_are_tried_and_keep_their_promises() -> None:
+    outcome = run_plan(make_plan(9, 30.0))
+    assert outcome.plan.options.rates.keys() == RATES.keys()
+    assert min(outcome.counts[what] for what in ("begun", "failed", "decided", "asked", "crashes")) > 0
+    assert not outcome.problems
+
+
 def test_a_run_repeats_in_another_process_with_another_hash_seed() -> None:
+    assert make_plan(9, 10.0).options.rates.keys() == RATES.keys()
     code = (
         "from trio_rmq.testing.simulation.plan import make_plan\n"
         "from trio_rmq.testing.simulation.runner import run_plan\n"
-        "print(run_plan(make_plan(4, 10.0)).hash)"
+        "print(run_plan(make_plan(9, 10.0)).hash)"
     )
     hashes = {
         subprocess.run(

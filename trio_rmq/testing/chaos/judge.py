@@ -7,7 +7,6 @@ without an answer is indeterminate everywhere.
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,12 +19,16 @@ from trio_rmq.testing.simulation.checkers import (
     Stored,
     check,
     may_be_lost,
-    power_losses,
 )
 from trio_rmq.testing.simulation.history import Event
+from trio_rmq.testing.simulation.promises import (
+    Messages,
+    broken_delays,
+    broken_key_order,
+    broken_transactions,
+    is_commit,
+)
 
-EARLY_MS = 5
-"""A delay's bound is in whole milliseconds of two clocks reads: less early than this is not early."""
 EVIDENCE_MAX = 20
 """Sentences kept of one invariant; the rest is counted."""
 
@@ -107,25 +110,20 @@ class Judge:
         self.seen = seen
         self.problems: dict[str, list[str]] = {name: [] for name in TITLES}
         self.counted: dict[str, str] = {}
-        self.invoked = {event.value["id"]: event for event in events if event.what == "invoke"}
-        self.acknowledged = {event.value["id"]: event for event in events if event.what == "ok"}
-        self.consumed: dict[str, list[Event]] = {}
-        for event in events:
-            if event.what == "consumed":
-                self.consumed.setdefault(event.value["id"], []).append(event)
-        self.stored = Counter(stored.name for stored in seen.stored)
-        self.losses = power_losses(events)
-        self.evidence = Evidence(
-            [event for event in events if self._is_plain(event)],
-            [
+        sync_flush = scenario.cluster.flush == "SYNC_FLUSH"
+        self.messages = Messages(
+            Evidence(events, seen.stored, seen.begins, sync_flush, worst_sync_seconds, seen.converged)
+        )
+        self.invoked, self.acknowledged = self.messages.invoked, self.messages.acknowledged
+        self.consumed, self.stored = self.messages.consumed, self.messages.stored
+        self.losses = self.messages.losses
+        self.evidence = self.messages.evidence._replace(
+            events=[event for event in events if self._is_plain(event)],
+            stored=[
                 stored
                 for stored in seen.stored
                 if self._kind(stored.name) in _PLAIN_KINDS or not self._kind(stored.name)
             ],
-            seen.begins,
-            scenario.cluster.flush == "SYNC_FLUSH",
-            worst_sync_seconds,
-            seen.converged,
         )
 
     def _kind(self, name: str) -> str:
@@ -135,9 +133,6 @@ class Judge:
     def _is_plain(self, event: Event) -> bool:
         return event.value.get("kind", "plain") in _PLAIN_KINDS
 
-    def _of(self, kind: str) -> dict[str, Event]:
-        return {name: event for name, event in self.invoked.items() if event.value["kind"] == kind}
-
     def verdicts(self) -> list[Verdict]:
         """All invariants', in order."""
         wiped = [event.process for event in self.events if event.what == "wiped"]
@@ -146,9 +141,11 @@ class Judge:
                 continue  # a group that was further than the new queue goes on at its end, with Apache's broker too
             self.problems[_SHARED[problem.kind]].append(problem.sentence)
         self._count_plain()
+        self.problems["order"] += broken_key_order(self.messages)
+        self.problems["transactions"] += broken_transactions(self.messages)
+        self.problems["delays"] += broken_delays(self.messages)
         for judge in (
-            self._intact, self._keys, self._batches, self._transactions, self._delays, self._progress, self._recovery,
-            self._store,
+            self._intact, self._batches, self._transactions, self._delays, self._progress, self._recovery, self._store
         ):  # fmt: skip
             judge()
         return [self._verdict(name) for name in TITLES]
@@ -184,26 +181,9 @@ class Judge:
             if not all(event.value["intact"] for event in events):
                 self.problems["unexpected"].append(f"{name} came with a body of another length")
 
-    def _keys(self) -> None:
-        """First deliveries of a key's acknowledged messages come in the order they were sent in."""
-        newest: dict[str, tuple[int, str]] = {}
-        seen: set[str] = set()
-        for event in self.events:
-            name = event.value.get("id", "")
-            if event.what != "consumed" or event.value["kind"] != "keyed" or name in seen:
-                continue
-            seen.add(name)
-            sent = self.acknowledged.get(name)
-            if sent is None:
-                continue
-            key, turn = sent.value["key"], sent.value["turn"]
-            if turn < newest.get(key, (-1, ""))[0]:
-                self.problems["order"].append(f"{name} of key {key} was delivered first after {newest[key][1]}")
-            newest[key] = max(newest.get(key, (-1, "")), (turn, name))
-
     def _batches(self) -> None:
         batches: dict[str, list[str]] = {}
-        for name, event in self._of("batches").items():
+        for name, event in self.messages.of("batches").items():
             batches.setdefault(event.value["batch"], []).append(name)
         if not batches:
             return
@@ -222,47 +202,27 @@ class Judge:
 
     # ---- transactions and delays ---------------------------------------------------------------------------------
 
-    def _is_gone(self, name: str) -> bool:
-        """Whether an acknowledged message is neither stored nor was ever delivered, and nothing excuses that."""
-        if self.stored[name] or name in self.consumed:
-            return False
-        begin, end = self.invoked[name].time_us, self.acknowledged[name].time_us
-        return not may_be_lost(self.evidence, self.losses, begin, end)
-
     def _transactions(self) -> None:
-        all_of = self._of("transactions")
+        all_of = self.messages.of("transactions")
         if not all_of:
             return
-        committed = [name for name in all_of if all_of[name].value["end"].endswith("commit")]
+        committed = [name for name in all_of if is_commit(all_of[name].value["end"])]
         acknowledged = [name for name in committed if name in self.acknowledged]
         twice = sum(1 for name in committed if self.stored[name] > 1)
         self.counted["transactions"] = (
             f"{len(all_of)} begun, {len(acknowledged)} acknowledged that commit, {twice} committed twice"
         )
-        for name in all_of.keys() - set(committed):
-            if self.stored[name] or name in self.consumed:
-                self.problems["transactions"].append(f"{name} was rolled back and is visible")
-        for name in acknowledged:
-            if self._is_gone(name):
-                asked = ", which the broker has to ask about," if all_of[name].value["end"].startswith("asked") else ""
-                self.problems["transactions"].append(f"{name} was committed{asked} and was never visible")
 
     def _delays(self) -> None:
-        all_of = self._of("delays")
+        all_of = self.messages.of("delays")
         if not all_of:
             return
         latest, twice = 0.0, sum(1 for name in all_of if self.stored[name] > 1)
         for name in all_of:
             events = self.consumed.get(name)
             if events is None:
-                if name in self.acknowledged and self._is_gone(name):
-                    self.problems["delays"].append(f"{name} was acknowledged and never came")
                 continue
-            delay_ms = all_of[name].value["delay_ms"]
-            waited_ms = (events[0].time_us - all_of[name].time_us) / 1000
-            if waited_ms < delay_ms - EARLY_MS:
-                self.problems["delays"].append(f"{name} came after {waited_ms:.0f} ms instead of {delay_ms}")
-            due_us = all_of[name].time_us + delay_ms * 1000
+            due_us = all_of[name].time_us + all_of[name].value["delay_ms"] * 1000
             late = (events[0].time_us - due_us - self._struck_us(due_us, events[0].time_us)) / 1e6
             latest = max(latest, late)
             if late > self.scenario.delay_late_seconds:

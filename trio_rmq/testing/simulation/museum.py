@@ -38,25 +38,11 @@ from trio_rmq.store.messages import GetResult
 from trio_rmq.store.parts import StoreParts
 from trio_rmq.store.reading import Reader
 from trio_rmq.testing.simulation.checkers import Problem
+from trio_rmq.testing.simulation.museum_kinds import KIND_DEFECTS
+from trio_rmq.testing.simulation.piece import Piece, kinds_of_faults, replaced
 from trio_rmq.testing.simulation.plan import Plan, make_plan
 from trio_rmq.testing.simulation.runner import run_plan
 from trio_rmq.wire.record import CheckedRecord, RecordKind
-
-Plant = Callable[[], AbstractContextManager[None]]
-
-
-class Piece(NamedTuple):
-    """One exhibit."""
-
-    name: str
-    breach: str
-    """Which invariant it breaks, and whose defect it is the double of; empty for an oddity."""
-    sentence: str
-    plant: Plant
-    suits: Callable[[Plan], bool] = lambda plan: True
-    """Whether a plan can show it at all: the others are not run."""
-    seconds: float = 30.0
-    """How long the plans' faults go on, unless `find` is told: longer where it takes several to show."""
 
 
 class Found(NamedTuple):
@@ -88,7 +74,7 @@ def _synced(plan: Plan) -> bool:
 
 
 def _loses_power(plan: Plan) -> bool:
-    return "power" in _kinds(plan) or plan.options.last == "power"
+    return "power" in kinds_of_faults(plan) or plan.options.last == "power"
 
 
 def _synced_and_loses_power(plan: Plan) -> bool:
@@ -96,11 +82,11 @@ def _synced_and_loses_power(plan: Plan) -> bool:
 
 
 def _sync_fails(plan: Plan) -> bool:
-    return _synced_and_loses_power(plan) and "sync error" in _kinds(plan)
+    return _synced_and_loses_power(plan) and "sync error" in kinds_of_faults(plan)
 
 
 def _is_killed(plan: Plan) -> bool:
-    return "kill" in _kinds(plan) or plan.options.last == "kill"
+    return "kill" in kinds_of_faults(plan) or plan.options.last == "kill"
 
 
 def _loses_power_and_crashes_again(plan: Plan) -> bool:
@@ -114,29 +100,12 @@ def _is_full_at_last(plan: Plan) -> bool:
     return [fault.kind for fault in plan.faults if fault.kind in ends][-1:] == ["disk full"]
 
 
-def _kinds(plan: Plan) -> set[str]:
-    return {fault.kind for fault in plan.faults}
-
-
 def piece_named(name: str) -> Piece:
     """The exhibit of this name; ValueError with all names when there is none."""
     for piece in (*DEFECTS, *ODDITIES):
         if piece.name == name:
             return piece
     raise ValueError(f"no piece is called {name!r}: choose one of {', '.join(piece.name for piece in DEFECTS)}")
-
-
-@contextmanager
-def replaced(owner: Any, name: str, new: object) -> Iterator[None]:
-    """`owner.name` is `new` within the block; AttributeError when `owner` itself has no such name."""
-    if name not in vars(owner):
-        raise AttributeError(f"{owner!r} has no {name} of its own: the museum's piece must follow the code")
-    old = vars(owner)[name]
-    setattr(owner, name, new)
-    try:
-        yield
-    finally:
-        setattr(owner, name, old)
 
 
 class _Wrapped:
@@ -471,7 +440,7 @@ DEFECTS = (
         "I6; #4771",
         "the client commits what it has pulled",
         _commit_what_was_pulled,
-        lambda plan: plan.options.consume_seconds > 0 and "consumer killed" in _kinds(plan),
+        lambda plan: plan.options.consume_seconds > 0 and "consumer killed" in kinds_of_faults(plan),
     ),
     Piece("one too far", "I6; #8239", "a pull goes on one message too far", _jump_over_a_message),
     Piece(
@@ -486,8 +455,9 @@ DEFECTS = (
         "I16; #3212",
         "the broker tells a name server that comes back nothing",
         _register_once,
-        lambda plan: bool(_kinds(plan) & {"name server killed", "name server silent"}),
+        lambda plan: bool(kinds_of_faults(plan) & {"name server killed", "name server silent"}),
     ),
+    *KIND_DEFECTS,
 )
 """What must be found."""
 

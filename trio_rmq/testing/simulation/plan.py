@@ -11,12 +11,27 @@ from collections.abc import Iterator
 from random import Random
 
 import msgspec
+from msgspec.structs import replace
 
 from trio_rmq.testing.world import named_rng
 
 QUEUES = 4
+"""Of each topic."""
 PRODUCERS = 2
-OPERATIONS_A_SECOND = 22.0
+OPERATIONS_A_SECOND = 21.0
+"""Sends of all kinds together."""
+PREFIXES = {"plain": "p", "delays": "d", "transactions": "t", "keyed": "k"}
+"""Every kind of message -> how the names of its messages begin; each kind has a topic of its own."""
+RATES: dict[str, tuple[float, ...]] = {
+    "delays": (0.0, 0.3, 0.8),
+    "transactions": (0.0, 0.3, 0.8),
+    "keyed": (0.0, 0.7, 1.5),
+}
+"""Kind -> messages a second, of both producers, among which the seed chooses; the rest is plain."""
+DELAYS_MS = (1000, 4000, 10_000)
+"""Of the delay levels from 1 on."""
+ENDS = ("commit", "commit", "rollback", "asked commit", "asked rollback", "asked twice commit")
+"""How transactions end: told at once, or only when the broker asks for the first or the second time."""
 SIZES_BYTES = (12, 40, 200, 600, 3000)
 """Of bodies: from several records in one sector of the disk to bodies with whole sectors, which can be lost alone."""
 QUIET_SECONDS = 2.0
@@ -42,6 +57,10 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What ends the broker's last life: stop, kill or power."""
     kinds: list[str]
     """The faults that are on; the others are off for the whole run (swarm testing)."""
+    rates: dict[str, float] = {}
+    """Messages a second of the kinds that are not plain."""
+    ordered_seconds: float = 0.0
+    """How long an orderly consumer works on one message."""
 
 
 class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -58,19 +77,30 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     """What a power loss leaves is chosen by it."""
 
 
-class Send(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One message to send, not before `at`."""
+class Send(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One message to send, not before `at`; a producer sends those of one kind one after another."""
 
     at: float
     producer: int
     number: int
     queue_id: int
     size_bytes: int
+    kind: str = "plain"
+    delay_level: int = 0
+    end: str = ""
+    """Of a transaction: one of ENDS."""
+    fails: int = 0
+    """Of a keyed one: how often a consumer's first tries fail."""
+
+    @property
+    def name(self) -> str:
+        """What names it among all messages of the run."""
+        return f"{PREFIXES[self.kind]}{self.producer}-{self.number}"
 
     @property
     def body(self) -> bytes:
         """The message: its name, and dots up to its size."""
-        return f"p{self.producer}-{self.number}".encode().ljust(self.size_bytes, b".")
+        return self.name.encode().ljust(self.size_bytes, b".")
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -133,15 +163,21 @@ def decode_plan(content: bytes) -> Plan:
     for send in plan.sends:
         if not (0 <= send.producer < PRODUCERS and 0 <= send.queue_id < QUEUES):
             raise ValueError(f"{send} is for no producer below {PRODUCERS} or no queue below {QUEUES}")
+        if send.kind not in PREFIXES:
+            raise ValueError(f"no kind of message is called {send.kind!r}: choose one of {', '.join(PREFIXES)}")
+        if (send.kind == "transactions") != (send.end in ENDS):
+            raise ValueError(f"{send} needs an end of {', '.join(ENDS)} if it is a transaction, else none")
+        if (send.kind == "delays") != (0 < send.delay_level <= len(DELAYS_MS)):
+            raise ValueError(f"{send} needs a delay level up to {len(DELAYS_MS)} if it is delayed, else none")
     return plan
 
 
 def make_plan(seed: int, seconds: float = 120.0) -> Plan:
     """The plan of this seed."""
-    options = _options(named_rng(seed, "options"), seconds)
+    options = _with_rates(named_rng(seed, "rates"), _options(named_rng(seed, "options"), seconds))
     faults = _faults(named_rng(seed, "faults"), options)
     faults = sorted([*faults, *_followers(named_rng(seed, "followers"), options, faults)], key=lambda fault: fault.at)
-    sends = _sends(named_rng(seed, "sends"), options)
+    sends = sorted(_sends(seed, options), key=lambda send: (send.at, send.producer, send.kind))
     return Plan(seed, options, faults, sends)
 
 
@@ -196,15 +232,36 @@ def _followers(rng: Random, options: Options, faults: list[Fault]) -> Iterator[F
                 yield Fault(at, rng.choice(kinds), seconds=seconds, amount=1, seed=rng.getrandbits(31))
 
 
-def _sends(rng: Random, options: Options) -> list[Send]:
-    sends: list[Send] = []
-    for producer in range(PRODUCERS):
-        at, number = QUIET_SECONDS / 2, 0
-        while True:
-            at = round(at + rng.expovariate(OPERATIONS_A_SECOND / PRODUCERS), 4)
-            if at >= options.seconds:
-                break
-            size = rng.choice(SIZES_BYTES)
-            sends.append(Send(at, producer, number, rng.randrange(QUEUES), size))
-            number += 1
-    return sorted(sends, key=lambda send: (send.at, send.producer))
+def _with_rates(rng: Random, options: Options) -> Options:
+    return replace(
+        options,
+        rates={kind: rate for kind, rates in RATES.items() if (rate := rng.choice(rates))},
+        ordered_seconds=rng.choice([0.0, 0.05, 0.3]),
+    )
+
+
+def _sends(seed: int, options: Options) -> Iterator[Send]:
+    plain = OPERATIONS_A_SECOND - sum(options.rates.values())
+    for kind, rate in {"plain": plain, **options.rates}.items():
+        rng = named_rng(seed, "sends" if kind == "plain" else f"sends/{kind}")
+        for producer in range(PRODUCERS):
+            at, number = QUIET_SECONDS / 2, 0
+            while True:
+                at = round(at + rng.expovariate(rate / PRODUCERS), 4)
+                if at >= options.seconds:
+                    break
+                size = rng.choice(SIZES_BYTES)
+                yield _own(rng, Send(at, producer, number, rng.randrange(QUEUES), size, kind))
+                number += 1
+
+
+def _own(rng: Random, send: Send) -> Send:
+    """With what only its kind has."""
+    match send.kind:
+        case "delays":
+            return replace(send, delay_level=rng.randint(1, len(DELAYS_MS)))
+        case "transactions":
+            return replace(send, end=rng.choice(ENDS))
+        case "keyed":
+            return replace(send, fails=int(rng.random() < 0.05))
+    return send

@@ -14,24 +14,38 @@ from typing import NamedTuple
 import trio
 
 from trio_rmq.errors import ProtocolError, RocketMQError
-from trio_rmq.store.message_store import open_message_store
+from trio_rmq.store.message_store import MessageStore, open_message_store
 from trio_rmq.store.offline.verify import verify_store
 from trio_rmq.testing.faulty_disk import FaultyDisk
 from trio_rmq.testing.simulation.checkers import Evidence, Problem, Queue, Stored, check
+from trio_rmq.testing.simulation.clients import (
+    TOPIC,
+    TOPICS,
+    ConsumerProgram,
+    ProducerProgram,
+    is_whole,
+    kinds_of,
+    name_of,
+    queue_label,
+)
 from trio_rmq.testing.simulation.history import History
 from trio_rmq.testing.simulation.machine import Machine
 from trio_rmq.testing.simulation.plan import PRODUCERS, QUEUES, Fault, Plan
 from trio_rmq.testing.simulation.programs import (
     BROKER,
     NAME_SERVER,
-    TOPIC,
     BrokerProgram,
-    ConsumerProgram,
-    ProducerProgram,
-    is_whole,
-    name_of,
     run_name_server,
     store_config,
+)
+from trio_rmq.testing.simulation.promises import (
+    Clock,
+    Messages,
+    broken_delays,
+    broken_key_order,
+    broken_orderly_calls,
+    broken_transactions,
+    seen_before_commit,
 )
 from trio_rmq.testing.virtual_network import Link
 from trio_rmq.testing.world import World, named_rng, simulate
@@ -39,6 +53,8 @@ from trio_rmq.wire.record import decode_records
 
 LIVENESS_SECONDS = 240.0
 """Bound of the liveness phase: a name server drops a silent broker after 120 s, and clients ask again every 30 s."""
+OWED_SECONDS = 60.0
+"""How long delays and commits are waited for where a power loss may have let a group pass them."""
 CONSUMERS = 2
 
 
@@ -81,13 +97,10 @@ class _Run:
         self.broker_program = BrokerProgram(plan.options, named_rng(plan.seed, "disk"))
         self.broker = Machine(world, history, "broker", BROKER, self.broker_program.run)
         self.name_server = Machine(world, history, "name server", NAME_SERVER, run_name_server)
-        self.producers = [
-            ProducerProgram(f"producer {number}", [send for send in plan.sends if send.producer == number], history)
-            for number in range(PRODUCERS)
-        ]
-        self.consumers = [
-            ConsumerProgram(f"consumer {number}", plan.options.consume_seconds, history) for number in range(CONSUMERS)
-        ]
+        self.kinds = kinds_of(plan)
+        """Of messages, besides plain ones."""
+        self.producers = [ProducerProgram(number, plan, history) for number in range(PRODUCERS)]
+        self.consumers = [ConsumerProgram(number, plan, history) for number in range(CONSUMERS)]
         self.machines = [self.name_server, self.broker]
         clients: list[ProducerProgram | ConsumerProgram] = [*self.producers, *self.consumers]
         for number, program in enumerate(clients):
@@ -95,6 +108,7 @@ class _Run:
         self.by_name = {machine.name: machine for machine in self.machines}
         self.healing = trio.Event()
         self.converged = False
+        self.sync_flush = plan.options.flush_disk_type == "SYNC_FLUSH"
 
     async def run(self) -> Outcome:
         async with trio.open_nursery() as nursery:
@@ -190,21 +204,26 @@ class _Run:
                 while not await producer.send(f"last-{producer.name[-1]}-{queue_id}-{number}".encode(), queue_id):
                     number += 1
                     await trio.sleep(1.0)
+        may_miss = bool(Messages(self._evidence([], {})).losses) and not self.sync_flush
+        with trio.move_on_after(OWED_SECONDS if may_miss else LIVENESS_SECONDS):
+            while Messages(self._evidence([], {})).owed():  # noqa: ASYNC110 - nor what consumers note
+                await trio.sleep(1.0)
         while not await self._is_drained():  # noqa: ASYNC110 - what the broker tells wakes nobody here
             await trio.sleep(1.0)
 
     async def _is_drained(self) -> bool:
-        """Whether the group has committed all that is stored, as the broker tells."""
-        consumer = self.consumers[0].consumer or self.consumers[1].consumer
-        if consumer is None:
-            return False
-        machine = self.by_name["consumer 0" if consumer is self.consumers[0].consumer else "consumer 1"]
-        with self.world.node(machine.address):
-            try:
-                lags = await consumer.lag(TOPIC)
-            except RocketMQError:
-                return False
-        return len(lags) == QUEUES and all(lag.count == 0 for lag in lags.values())
+        """Whether the groups have committed all that is stored, as the broker tells."""
+        acknowledged = {event.value.get("kind", "plain") for event in self.history.events if event.what == "ok"}
+        kinds = [kind for kind in ("plain", *self.kinds) if kind in acknowledged]
+        for program in self.consumers:
+            if program.consumer is not None:
+                with self.world.node(self.by_name[program.name].address):
+                    try:
+                        lags = await program.lags(kinds)
+                    except RocketMQError:
+                        return False
+                return len(lags) == QUEUES * len(kinds) and not any(lags)
+        return False
 
     # ---- the end -----------------------------------------------------------------------------------------------
 
@@ -233,37 +252,21 @@ class _Run:
         problems: list[Problem] = []
         try:
             async with open_message_store(config, disk=disk) as store:
-                for queue_id in range(QUEUES):
-                    begins[queue_id] = offset = store.min_offset(TOPIC, queue_id)
-                    while offset < store.max_offset(TOPIC, queue_id):
-                        found = store.get_messages(TOPIC, queue_id, offset, max_count=32)
-                        records = list(decode_records(found.body))
-                        if not records:
-                            problems.append(Problem("unreadable", f"queue {queue_id} offset {offset}: {found.status}"))
-                            break
-                        for record in records:
-                            name, properties = name_of(record.body), record.property_map()
-                            if not is_whole(name, properties) or 0 in record.properties:
-                                place = f"queue {queue_id} offset {record.queue_offset}"
-                                problems.append(Problem("changed", f"{place} holds {name[:40]!r} with {properties}"))
-                            stored.append(Stored(queue_id, record.queue_offset, name))
-                        offset = records[-1].queue_offset + 1
+                for topic in (TOPIC, *(TOPICS[kind] for kind in self.kinds)):
+                    for queue_id in range(QUEUES):
+                        label = queue_label(topic, queue_id)
+                        begins[label] = store.min_offset(topic, queue_id)
+                        stored += _read_queue(store, topic, queue_id, problems)
             verified = verify_store(config, disk=disk)
             problems += [Problem("damaged", str(finding)) for finding in verified.findings if verified.damages]
         except ProtocolError as error:
             problems.append(Problem("unreadable", f"a queue serves what is no record: {error}"))
         except RocketMQError as error:
             problems.append(Problem("corrupt", f"the store cannot be opened at the end: {error}"))
-        problems += check(
-            Evidence(
-                self.history.events,
-                stored,
-                begins,
-                self.plan.options.flush_disk_type == "SYNC_FLUSH",
-                self.broker_program.worst_sync_seconds,
-                self.converged,
-            )
-        )
+        evidence = self._evidence(stored, begins)
+        problems += check(evidence)
+        if self.kinds:
+            problems += self._broken_promises(Messages(evidence))
         counts = Counter(event.what for event in self.history.events)
         counts["crashes"] = self.broker.crashes
         counts["stored"] = len(stored)
@@ -275,3 +278,39 @@ class _Run:
             self.history.events[-1].time_us / 1e6,
             self.history.lines(),
         )
+
+    def _evidence(self, stored: list[Stored], begins: dict[Queue, int]) -> Evidence:
+        worst = self.broker_program.worst_sync_seconds
+        return Evidence(self.history.events, stored, begins, self.sync_flush, worst, self.converged)
+
+    def _broken_promises(self, messages: Messages) -> list[Problem]:
+        """What is promised of the kinds that are not plain."""
+        clock = Clock(messages.events)
+        return [
+            *(Problem("delays", sentence) for sentence in broken_delays(messages, clock.rise_ms)),
+            *(Problem("transactions", sentence) for sentence in broken_transactions(messages)),
+            *(Problem("transactions", sentence) for sentence in seen_before_commit(messages)),
+            *(Problem("order", sentence) for sentence in broken_key_order(messages)),
+            *(Problem("order", sentence) for sentence in broken_orderly_calls(messages.events)),
+        ]
+
+
+def _read_queue(store: MessageStore, topic: str, queue_id: int, problems: list[Problem]) -> list[Stored]:
+    """All messages of the queue; what cannot be read, or is changed, is a problem."""
+    label = queue_label(topic, queue_id)
+    stored: list[Stored] = []
+    offset = store.min_offset(topic, queue_id)
+    while offset < store.max_offset(topic, queue_id):
+        found = store.get_messages(topic, queue_id, offset, max_count=32)
+        records = list(decode_records(found.body))
+        if not records:
+            problems.append(Problem("unreadable", f"queue {label} offset {offset}: {found.status}"))
+            break
+        for record in records:
+            name, properties = name_of(record.body), record.property_map()
+            if not is_whole(name, properties) or 0 in record.properties:
+                place = f"queue {label} offset {record.queue_offset}"
+                problems.append(Problem("changed", f"{place} holds {name[:40]!r} with {properties}"))
+            stored.append(Stored(label, record.queue_offset, name))
+        offset = records[-1].queue_offset + 1
+    return stored
