@@ -208,6 +208,7 @@ RULES = [
         {
             "trio_rmq/clock.py": "the one door of the wall clock",
             "trio_rmq/cli/host.py": "tells how long the process took to get ready, which began before any loop ran",
+            "trio_rmq/remoting/thread_connection.py": "a thread without a loop has no loop's clock",
             "trio_rmq/testing/chaos/node.py": "steps the clock of a real process from the machine's",
             "trio_rmq/testing/chaos/chaos_disk.py": "a slow disk blocks the thread that calls it",
         },
@@ -238,6 +239,7 @@ RULES = [
             "trio_rmq/remoting/tls_context.py": "TLS contexts, which only compute; no connection is made",
             "trio_rmq/remoting/plain_socket.py": "the system's socket out of trio's, where there is one",
             "trio_rmq/remoting/direct_socket.py": "the system's socket out of anyio's stream, where there is one",
+            "trio_rmq/remoting/thread_connection.py": "a thread without a loop: calls that block are what it is for",
             "trio_rmq/remoting/client.py": "the TLS errors that anyio lets through",
             "trio_rmq/cli/host.py": "finds this machine's address and speaks to systemd's notify socket",
             "trio_rmq/testing/chaos/sources.py": "binds a client's socket before trio gets it",

@@ -28,6 +28,7 @@ CLIENT_HALF_FILES = {
     "name_server_list",
     "outgoing",
     "request_table",
+    "thread_connection",
     "tls_context",
     "ws_client",
 }

@@ -15,9 +15,11 @@ import anyio
 from benchmark.report import Goal, Report, Row, percentile
 from benchmark.runs import TOPIC, Plan, run
 from benchmark.servers import MeasuredServer, our_server
-from trio_rmq.client import AutoBatch, Message, Producer, SendResult
+from trio_rmq.client import AutoBatch, Message, Producer, SendResult, blocking
 
 GROUP = "benchmark"
+TOPIC_SECONDS = 1.5
+"""After so long a topic that a send made stands in the route that name servers tell."""
 HANDFUL = 16
 """Messages that a task sends together where it uses `send_many`."""
 
@@ -86,6 +88,28 @@ def run_producer(plan: ProducerPlan) -> Row:
         return anyio.run(_measure, server, plan, backend=plan.backend)
 
 
+def run_blocking_producer(size: int, seconds: float) -> Row:
+    """One thread that sends one message after another through the blocking producer, on a fresh server."""
+    latencies: array[float] = array("d")
+    body = bytes(size)
+    with our_server() as server, blocking.Producer(name_servers=server.name_server, group=GROUP) as producer:
+        producer.send(Message(TOPIC, body))  # makes the topic
+
+        def load(until: float, noted: array[float]) -> None:
+            while (began := time.perf_counter()) < until:
+                producer.send(Message(TOPIC, body))
+                noted.append(time.perf_counter() - began)
+
+        load(time.perf_counter() + max(seconds / 5, TOPIC_SECONDS), array("d"))
+        producer.refresh_route(TOPIC)
+        began, cpu, server_cpu = time.perf_counter(), time.process_time(), server.cpu_seconds()
+        load(began + seconds, latencies)
+        took, cpu, server_cpu = (
+            time.perf_counter() - began, time.process_time() - cpu, server.cpu_seconds() - server_cpu,
+        )  # fmt: skip
+        return _row(f"producer {size} B tcp blocking, 1 thread", size, latencies, took, cpu, server_cpu, server)
+
+
 async def _measure(server: MeasuredServer, plan: ProducerPlan) -> Row:
     name_server = f"{'ws://' if plan.transport == 'ws' else ''}{server.name_server}"
     latencies: array[float] = array("d")
@@ -119,11 +143,23 @@ async def _measure(server: MeasuredServer, plan: ProducerPlan) -> Row:
         took, cpu, server_cpu = (
             time.perf_counter() - began, time.process_time() - cpu, server.cpu_seconds() - server_cpu,
         )  # fmt: skip
+    return _row(plan.name, plan.size, latencies, took, cpu, server_cpu, server)
+
+
+def _row(
+    name: str,
+    size: int,
+    latencies: array[float],
+    took: float,
+    cpu: float,
+    server_cpu: float,
+    server: MeasuredServer,
+) -> Row:
     count = len(latencies)
     return Row(
-        name=plan.name,
+        name=name,
         messages_per_second=count / took,
-        megabytes_per_second=count * plan.size / took / 1e6,
+        megabytes_per_second=count * size / took / 1e6,
         latency_p50_us=percentile(latencies, 0.5) * 1e6,
         latency_p99_us=percentile(latencies, 0.99) * 1e6,
         latency_max_us=max(latencies, default=0.0) * 1e6,

@@ -9,6 +9,7 @@ Source of the rules: RocketMQ DefaultMQProducer.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 
 import anyio
@@ -31,7 +32,8 @@ from trio_rmq.client.replies import ReplyMessage
 from trio_rmq.client.requests import Requests
 from trio_rmq.client.route_cache import TEMPLATE_QUEUES, RouteCache
 from trio_rmq.client.send_interceptors import SendInterceptor
-from trio_rmq.client.sending import Sender, SendSettings
+from trio_rmq.client.sending import Sender, SendSettings, Tried
+from trio_rmq.client.thread_sending import ThreadSender
 from trio_rmq.client.tracing import SendTracer, TraceSender, trace_topic_of
 from trio_rmq.errors import ClientError, RequestTimeoutError, ResponseError, SendError
 from trio_rmq.limits import BODY_SIZE_MAX_BYTES
@@ -102,9 +104,10 @@ class Producer:
         self._presence = ProducerPresence(self._remoting, group_name, self.client_id)
         self._routes = RouteCache(self._remoting, name_server_list(name_servers), on_learned=self._presence.learned)
         self._requests = Requests(self._remoting, self._routes, self._presence, self.client_id)
-        self._maker = OutgoingMaker(
-            namespace=namespace, body_size_max_bytes=body_size_max_bytes, compression=compression
+        self._make_maker = partial(
+            OutgoingMaker, namespace=namespace, body_size_max_bytes=body_size_max_bytes, compression=compression
         )
+        self._maker = self._make_maker()
         topic = trace_topic_of(trace)
         self._traces = TraceSender(self._remoting, self._routes, topic, group, "PRODUCE") if topic else None
         if self._traces is not None:
@@ -119,6 +122,10 @@ class Producer:
             QueueTurns(LatencyFaults(latency_table) if send_latency_fault_enable else None),
             interceptors,
         )  # fmt: skip
+        self._serialize_type = serialize_type
+        self._has_plain_sends = not (
+            interceptors or auto_batch or retry_when_not_stored or send_latency_fault_enable or ssl_context or use_tls
+        )
         self._timeout_seconds = timeout_seconds
         self._auto_batch = auto_batch
         self._batcher: AutoBatcher | None = None
@@ -183,6 +190,23 @@ class Producer:
             return gathering.result(number)
         outgoing = self._maker.make(message)
         return await self._sender.send(outgoing, message, queue=queue, timeout_seconds=timeout_seconds)
+
+    def thread_sender(self) -> ThreadSender | None:
+        """What makes first tries in other threads; who asks closes it.  None where sends are to be more than plain."""
+        if not self._has_plain_sends:
+            return None
+        return ThreadSender(
+            self._sender, self._routes, self._make_maker, namespace=self.namespace, serialize_type=self._serialize_type
+        )
+
+    async def send_on(
+        self, tried: Tried, message: Message, *, queue: MessageQueue | None, timeout_seconds: float | None
+    ) -> SendResult:
+        """Go on with a `send` of the same arguments after its first try, by `thread_sender`, has failed."""
+        self._check_open()
+        return await self._sender.send(
+            tried.outgoing, message, queue=queue, timeout_seconds=timeout_seconds, tried=tried
+        )
 
     async def send_many(
         self,

@@ -123,6 +123,11 @@ class RouteCache:
             return known
         return None if self._is_old(known, now) else known
 
+    def settled(self, topic: str) -> Route | None:
+        """The route that `run_refresh` keeps fresh; other threads may ask for it."""
+        known = self._routes.get(topic)
+        return None if known is None or known.from_template or not self._refreshed_in_background else known
+
     def fresh(self, topic: str, now: float) -> Route | None:
         """The route that can be used to read without asking, at anyio's time `now`."""
         known = self._routes.get(topic)

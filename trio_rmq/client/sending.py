@@ -65,6 +65,16 @@ class _Answer(msgspec.Struct, rename="camel", gc=False):
 
 
 @dataclass(frozen=True, slots=True)
+class Tried:
+    """A send's first try, made elsewhere: to which queue, what it met, and the seconds it took."""
+
+    outgoing: Outgoing
+    queue: MessageQueue
+    error: RemotingError | ResponseError | ProtocolError
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class SendSettings:
     """How a producer sends; see Producer for their meaning."""
 
@@ -103,15 +113,19 @@ class Sender:
         *,
         queue: MessageQueue | None = None,
         timeout_seconds: float | None = None,
+        tried: Tried | None = None,
     ) -> SendResult:
         """Send and wait for the broker's acknowledgement; with `queue` there is one try, there.
 
-        `message` is what interceptors see.  SendError says what each try met; RouteNotFoundError when the topic has
-        no place.  Cancelled, or after a SendError by time-out, the message may or may not be stored.
+        `message` is what interceptors see.  `tried` counts as the first try, and its time as spent.  SendError says
+        what each try met; RouteNotFoundError when the topic has no place.  Cancelled, or after a SendError by time-out,
+        the message may or may not be stored.
         """
         settings = self._settings
         seconds = settings.timeout_seconds if timeout_seconds is None else timeout_seconds
         began = anyio.current_time()
+        if tried is not None:
+            began -= tried.seconds
         tries: list[str] = []
         code: int | None = None
         failed: set[str] | tuple[()] = ()
@@ -133,11 +147,15 @@ class Sender:
                     break
                 now = anyio.current_time()
                 left = began + seconds - now
-            chosen = queue or self._turns.next_queue(route, failed, now, outgoing.first_broker)
+            chosen = (
+                tried.queue if tried else queue or self._turns.next_queue(route, failed, now, outgoing.first_broker)
+            )
             if tries_left and settings.try_timeout_seconds is not None:
                 left = min(left, settings.try_timeout_seconds)
             address = route.master(chosen.broker_name)
             try:
+                if tried is not None:
+                    raise tried.error
                 if address is None:
                     raise RemotingError(
                         f"broker {chosen.broker_name} has no master now, says name server {route.told_by}"
@@ -172,6 +190,7 @@ class Sender:
             if self._turns.faults is not None and unsafe is None:
                 self._turns.faults.note(chosen.broker_name, now - before, now, failed=True)
             failed = {*failed, chosen.broker_name}
+            tried = None
         if unsafe is not None:
             return unsafe
         raise SendError(
@@ -263,6 +282,21 @@ class Sender:
             answer = await connection.request(command, seconds, now)
         else:
             answer = await self._remoting.request(address, command, seconds, now)
+        return self.result(outgoing, queue, address, answer)
+
+    def first_try_seconds(self, queue: MessageQueue | None, timeout_seconds: float | None) -> float:
+        """The time that the first of a send's tries has; see `send`."""
+        settings = self._settings
+        seconds = settings.timeout_seconds if timeout_seconds is None else timeout_seconds
+        if settings.try_timeout_seconds is None or queue is not None or not settings.retry_times:
+            return seconds
+        return min(seconds, settings.try_timeout_seconds)
+
+    @staticmethod
+    def result(outgoing: Outgoing, queue: MessageQueue, address: str, answer: Command) -> SendResult:
+        """What the broker at `address` answered; ResponseError when it did not store the message, ProtocolError when
+        it did and says so in no readable way.
+        """
         status = _STORED.get(answer.code)
         if status is None:
             raise ResponseError(answer.code, answer.remark, address=address)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmark.consumers import drain
 from benchmark.load import BenchmarkError
-from benchmark.producer import ProducerPlan, run_producer
+from benchmark.producer import ProducerPlan, run_blocking_producer, run_producer
 from benchmark.report import Comparison, Goal, Report
 from benchmark.servers import free_port_pair, stop_process
 from benchmark.versus.environment import python_environment
@@ -37,11 +37,14 @@ ROWS = (
     ("window", f"Python client, {WINDOW} in flight, 1 KB", 1.0, PEERS),
     ("packed", "Python client, 64 to a call, 1 KB", None, ("redis",)),
     ("one", "Python client, one at a time, 1 KB", 0.9, PEERS),
+    ("turns", "Python client on an event loop, one at a time, 1 KB", 0.9, ("nats",)),
     ("read", "Python client, reads with offsets committed, 1 KB", 2.0, ("nats",)),
 )
 """(what, title, the ratio to reach, of the best of which peers); `packed` is Redis' pipelines beside our auto-batching,
-which no bar is about."""
-PACKED_BY = ("redis",)
+which no bar is about.  `one` is each system's quickest way, without an event loop where there is one: ours and Redis'
+clients that block; `turns` is the same on a loop."""
+ABLE = {"packed": ("redis",), "turns": ("nats",)}
+"""By which peers; a row that is not here, by all."""
 
 
 def run_peers(report: Report, peers: list[str], terms: Terms, done: Callable[[], None]) -> None:
@@ -51,7 +54,7 @@ def run_peers(report: Report, peers: list[str], terms: Terms, done: Callable[[],
     python = python_environment()
     for what, title, wanted, of in ROWS:
         contenders = {OURS: _ours(what, terms)}
-        able = [peer for peer in peers if what != "packed" or peer in PACKED_BY]
+        able = [peer for peer in peers if peer in ABLE.get(what, PEERS)]
         if not able:
             continue
         contenders |= {peer: _peer(python, peer, what, terms) for peer in able}
@@ -71,9 +74,12 @@ def _ours(what: str, terms: Terms) -> Callable[[], Figures]:
     def run() -> Figures:
         if what == "read":
             return {"messages_per_second": drain("trio", 1024, READ_MESSAGES).messages_per_second}
-        tasks = {"window": WINDOW, "packed": 2 * WINDOW, "one": 1}[what]
-        auto_batch = AutoBatch(count=WINDOW) if what == "packed" else None
-        row = run_producer(ProducerPlan("trio", 1024, tasks, terms.seconds, auto_batch=auto_batch))
+        if what == "one":
+            row = run_blocking_producer(1024, terms.seconds)
+        else:
+            tasks = {"window": WINDOW, "packed": 2 * WINDOW, "turns": 1}[what]
+            auto_batch = AutoBatch(count=WINDOW) if what == "packed" else None
+            row = run_producer(ProducerPlan("trio", 1024, tasks, terms.seconds, auto_batch=auto_batch))
         return {
             "messages_per_second": row.messages_per_second,
             "p50_us": row.latency_p50_us,
@@ -86,7 +92,7 @@ def _ours(what: str, terms: Terms) -> Callable[[], Figures]:
 def _peer(python: Path, peer: str, what: str, terms: Terms) -> Callable[[], Figures]:
     def run() -> Figures:
         with _server(peer, terms.folder) as port:
-            words = (peer, port, what, terms.seconds, terms.seconds / 5, READ_MESSAGES)
+            words = (peer, port, "one" if what == "turns" else what, terms.seconds, terms.seconds / 5, READ_MESSAGES)
             done = subprocess.run(
                 [str(python), str(Path(__file__).with_name("peer_client.py")), *map(str, words)],
                 capture_output=True, text=True, timeout=CLIENT_SECONDS, check=False,

@@ -3,13 +3,14 @@
 with Producer(name_servers="127.0.0.1:9876") as producer:
     producer.send(Message("Greetings", b"hello"))
 
-Any number of threads may send through one producer: their requests share its connections and writes.
+Any number of threads may send through one producer.  A `send` makes its first try in the thread that calls it
+(`thread_sending.py`), where that is possible; everything else is done in the loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypedDict, TypeVar, Unpack
+from typing import Self, TypedDict, TypeVar, Unpack
 
 from trio_rmq.client import producer, transaction_producer
 from trio_rmq.client.auto_batch import AutoBatch
@@ -20,6 +21,7 @@ from trio_rmq.client.many import SENDS_AT_ONCE
 from trio_rmq.client.message import Message, ReceivedMessage, SendResult
 from trio_rmq.client.queue_choice import QueueSelector
 from trio_rmq.client.send_interceptors import SendInterceptor
+from trio_rmq.client.thread_sending import ThreadSender
 from trio_rmq.client.transaction_producer import TransactionSendResult, TransactionState
 from trio_rmq.errors import ClientError
 from trio_rmq.remoting.tls_context import TlsContext
@@ -64,6 +66,21 @@ class TransactionSettings(ProducerSettings, total=False):
 class _Sends(BlockingClient[P]):
     """What both producers have."""
 
+    _first_tries: ThreadSender | None = None
+
+    def open(self) -> Self:
+        """See BlockingClient."""
+        super().open()
+        self._first_tries = self._async_client.thread_sender()
+        return self
+
+    def close(self) -> None:
+        """See BlockingClient."""
+        if self._first_tries is not None:
+            self._first_tries.close()
+            self._first_tries = None
+        super().close()
+
     def send(
         self,
         message: Message,
@@ -74,8 +91,15 @@ class _Sends(BlockingClient[P]):
         timeout_seconds: float | None = None,
     ) -> SendResult:
         """Send, and return when the broker has acknowledged the message."""
+        client, first_tries = self._async_client, self._first_tries
+        if first_tries is not None and selector is None and message.sharding_key is None:
+            sent = first_tries.send(message, queue, timeout_seconds)
+            if isinstance(sent, SendResult):
+                return sent
+            if sent is not None:
+                return self._wait(client.send_on, sent, message, queue=queue, timeout_seconds=timeout_seconds)
         return self._wait(
-            self._async_client.send, message, queue=queue, selector=selector, argument=argument,
+            client.send, message, queue=queue, selector=selector, argument=argument,
             timeout_seconds=timeout_seconds,
         )  # fmt: skip
 
