@@ -11,8 +11,10 @@ from random import Random
 
 import pytest
 
+from trio_rmq.store import consume_queues
 from trio_rmq.testing.crash_points import LOSSES, SETTINGS, CrashPoint, count_points, try_point
-from trio_rmq.testing.faulty_disk import FaultyDisk, _File
+from trio_rmq.testing.disk_files import File
+from trio_rmq.testing.faulty_disk import FaultyDisk
 from trio_rmq.testing.simulation.museum import piece_named
 
 
@@ -38,6 +40,16 @@ def test_a_sample_of_points(settings: str, loss: str) -> None:
     assert problems(settings, loss, 0, sample(settings, loss, 0, 20)) == []
 
 
+@pytest.mark.parametrize("settings", ["marks", "units"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_sample_of_points_where_queues_are_synced_with_all_else(
+    settings: str, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where they are many."""
+    monkeypatch.setattr(consume_queues, "_SYNCED_ONE_BY_ONE_MAX", 0)
+    assert problems(settings, loss, 0, sample(settings, loss, 0, 12)) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("loss", LOSSES)
@@ -58,7 +70,7 @@ def test_records_torn_inside_their_properties_are_not_served() -> None:
 
 
 def test_syncs_that_do_nothing_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lie(self: FaultyDisk, file: _File, count: int) -> None:
+    def lie(self: FaultyDisk, file: File, count: int) -> None:
         self.syncs += 1
 
     numbers = sample("sync", "power", 0, 20)

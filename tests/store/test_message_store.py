@@ -389,21 +389,3 @@ async def test_statistics(place: Place) -> None:
         assert 0 < free <= total
     async with place.open() as store:
         assert store.statistics().synced_offset == before.max_physical_offset
-
-
-@pytest.mark.trio
-async def test_the_sizes_of_a_queue_are_those_of_its_entries(place: Place) -> None:
-    async with place.open() as store:
-        sent = [new_message(bytes(size)) for size in (0, 1, 200, 255, 256, 5_000, 300) * 4]
-        results = stored(store.append(sent[:15]))
-        await store.sync()
-        results = [*results, *stored(store.append(sent[15:]))]
-        for begin in (0, 1, 14, 15, 27):
-            looked_at, total = begin, 0
-            while counted := store.reader.sizes("T", 0, looked_at, 4):
-                if not counted[0]:
-                    break
-                looked_at, total = looked_at + counted[0], total + counted[1]
-            assert (looked_at, total) == (28, sum(result.size_bytes for result in results[begin:]))
-        assert store.reader.sizes("T", 0, 28, 4) == store.reader.sizes("T", 0, -1, 4) == (0, 0)
-        assert store.reader.sizes("None", 0, 0, 4) == (0, 0)

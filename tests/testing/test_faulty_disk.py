@@ -9,7 +9,8 @@ import pytest
 import trio
 import trio.testing
 
-from trio_rmq.testing.faulty_disk import SECTOR_BYTES, FaultyDisk, SimulatedCrash
+from trio_rmq.testing.disk_files import SECTOR_BYTES
+from trio_rmq.testing.faulty_disk import FaultyDisk, SimulatedCrash
 
 
 def disk_with_file(content: bytes) -> FaultyDisk:

@@ -56,6 +56,8 @@ def test_cbor_has_no_frames() -> None:
 
 def test_many_queues_are_answered_by_one_encoder() -> None:
     encode = SendReplyEncoder(NO_HOST, EXT).encode
-    for queue_id in [*range(1500), 0, 700, 1499]:
-        once = SendReplyEncoder(NO_HOST, EXT).encode(SerializeType.ROCKETMQ, 5, 77, queue_id, 3)
-        assert encode(SerializeType.ROCKETMQ, 5, 77, queue_id, 3) == once
+    places = [(queue_id, 3) for queue_id in [*range(1500), 0, 700, 1499]]
+    places += [(1499, 9), (1499, 10), (12_345, 10), (99_999, 99), (100_000, 99), (100_000, 100), (0, 10), (1000, 9)]
+    for queue_id, offset in places:
+        once = SendReplyEncoder(NO_HOST, EXT).encode(SerializeType.ROCKETMQ, 5, 77, queue_id, offset)
+        assert encode(SerializeType.ROCKETMQ, 5, 77, queue_id, offset) == once

@@ -1,7 +1,7 @@
 """Rates by topic and by group, as RocketMQ's BrokerStatsManager names them, without a count on a message's way.
 
-What was put is told by the queues' next offsets and the sizes in their entries, looked at every ten seconds; what was
-got is one addition a pull.  Windows are made of samples: the last minute of one every 10 s, the last hour of one every
+What was put is told by the entries of the queues, looked at every ten seconds (`store.put_counts`); what was got is one
+addition a pull.  Windows are made of samples: the last minute of one every 10 s, the last hour of one every
 10 min, the last day of one an hour.  Invariants: a sample never changes; an idle broker's samples are one and the same.
 Source: RocketMQ BrokerStatsManager, StatsItem, BrokerStats, StoreStatsService (4.9).
 """
@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import trio
 
-from trio_rmq.broker.names import LMQ_PREFIX
 from trio_rmq.clock import wall_ms
 from trio_rmq.limits import STATS_KEYS_MAX
 from trio_rmq.store.message_store import MessageStore
@@ -36,8 +35,6 @@ TOTALS_KEPT = 61
 """Ends of the 10 s in ten minutes."""
 _HOUR_EVERY, _DAY_EVERY = 60, 360
 """Samples between two of the hour's and two of the day's."""
-_ENTRIES_A_READ = 4096
-_QUEUES_A_STEP = 1000
 
 
 class _Count(NamedTuple):
@@ -70,8 +67,6 @@ class BrokerStats:
         self._cluster_name = cluster_name
         self._got: dict[tuple[str, str], list[int]] = {}
         self._sent_back: dict[str, int] = {}
-        self._seen: dict[tuple[str, int], int] = {}
-        self._put: dict[str, list[int]] = {}
         self._totals: deque[_Totals] = deque(maxlen=TOTALS_KEPT)
         self._minute: deque[_Sample] = deque(maxlen=SAMPLES_A_MINUTE)
         self._hour: deque[_Sample] = deque(maxlen=SAMPLES_AN_HOUR)
@@ -105,10 +100,6 @@ class BrokerStats:
 
     async def run(self) -> None:
         """Take samples for ever."""
-        for number, (topic, queue_id) in enumerate(self._store.queues()):
-            self._seen[topic, queue_id] = self._store.max_offset(topic, queue_id)
-            if number % _QUEUES_A_STEP == 0:
-                await trio.lowlevel.checkpoint()
         number = 0
         next_time = trio.current_time()
         while True:
@@ -122,7 +113,7 @@ class BrokerStats:
         before = self._totals[-1] if self._totals else None
         appended, read = statistics.messages_appended, statistics.messages_read
         if before is None or appended != before.appended:
-            await self._look_at_queues()
+            await self._store.put_counts.look()
         counts = self._minute[-1].counts if self._minute else {}
         if before is None or (appended, read) != (before.appended, before.read):
             counts = self._counts(appended, read)
@@ -141,34 +132,12 @@ class BrokerStats:
                 self.get_total_mornings = [self.get_total_mornings[1], read]
             self._date = date
 
-    async def _look_at_queues(self) -> None:
-        """Count what each queue got since the last look: its entries tell the sizes."""
-        for number, (topic, queue_id) in enumerate(self._store.queues()):
-            if number % _QUEUES_A_STEP == 0:
-                await trio.lowlevel.checkpoint()
-            if topic.startswith(LMQ_PREFIX):
-                continue
-            after = self._store.max_offset(topic, queue_id)
-            begin = self._seen.get((topic, queue_id), 0)
-            self._seen[topic, queue_id] = after
-            if after <= begin:
-                continue
-            put = self._put.setdefault(topic, [0, 0])
-            put[0] += after - begin
-            while begin < after:
-                count, size = self._store.reader.sizes(topic, queue_id, begin, min(after - begin, _ENTRIES_A_READ))
-                if not count:
-                    break
-                put[1] += size
-                begin += count
-                if begin < after:
-                    await trio.lowlevel.checkpoint()
-
     def _counts(self, appended: int, read: int) -> _Counts:
         got = {f"{topic}@{group}": counts for (topic, group), counts in self._got.items()}
+        put = self._store.put_counts.by_topic
         return {
-            TOPIC_PUT_NUMS: {topic: _Count(messages, messages) for topic, (messages, _) in self._put.items()},
-            TOPIC_PUT_SIZE: {topic: _Count(size, messages) for topic, (messages, size) in self._put.items()},
+            TOPIC_PUT_NUMS: {topic: _Count(messages, messages) for topic, (messages, _) in put.items()},
+            TOPIC_PUT_SIZE: {topic: _Count(size, messages) for topic, (messages, size) in put.items()},
             GROUP_GET_NUMS: {key: _Count(messages, pulls) for key, (messages, _, pulls) in got.items()},
             GROUP_GET_SIZE: {key: _Count(size, pulls) for key, (_, size, pulls) in got.items()},
             SNDBCK_PUT_NUMS: {key: _Count(times, times) for key, times in self._sent_back.items()},

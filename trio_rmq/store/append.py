@@ -18,8 +18,9 @@ from trio_rmq.clock import wall_ms
 from trio_rmq.errors import ProtocolError, StoreFailedError
 from trio_rmq.limits import FRAME_SIZE_MAX_BYTES, PROPERTIES_SIZE_MAX_BYTES, TOPIC_LENGTH_MAX
 from trio_rmq.store.commit_log import CommitLog, LogBusyError, LogFullError
-from trio_rmq.store.consume_queue import ENTRY, ENTRY_SIZE_BYTES, ConsumeQueue, ConsumeQueues
+from trio_rmq.store.consume_queue import ENTRY, ENTRY_SIZE_BYTES, ConsumeQueue
 from trio_rmq.store.consume_queue_ext import is_address
+from trio_rmq.store.consume_queues import ConsumeQueues
 from trio_rmq.store.dispatch import DelayLevels
 from trio_rmq.store.messages import AppendResult, AppendStatus, BatchResult, NewBatch, NewMessage
 from trio_rmq.wire.checksum import crc32
@@ -48,6 +49,7 @@ BitMapOf = Callable[[str, bytes], bytes | None]
 """From a message's topic and stored properties: which filters are true of it, or None."""
 
 _OK = AppendStatus.PUT_OK
+_NO_QUEUES: dict[int, ConsumeQueue] = {}
 _pack_entry = ENTRY.pack
 _FIXED_BYTES = RECORD_SIZE_MIN_BYTES - 3
 """A record without body, topic, properties and the lengths of the last two."""
@@ -133,7 +135,8 @@ class Appender:
                 file_end += file_size
         wall = wall_ms()
         now = wall if wall > self.last_time_ms else self.last_time_ms
-        find = self._queues.table.get
+        by_topic = self._queues.by_topic
+        topic, find = "", _NO_QUEUES.get
         body_size_max = FRAME_SIZE_MAX_BYTES if accepted else self._body_size_max
         room_end = file_end - BLANK_SIZE_BYTES
         store_address, store_port = self.store_host
@@ -147,7 +150,10 @@ class Appender:
             properties_size = len(properties)
             body = message.body
             body_size = len(body)
-            queue = find((message.topic, message.queue_id)) or self._new_queue(message.topic, message.queue_id)
+            if message.topic != topic:
+                topic = message.topic
+                find = by_topic.get(topic, _NO_QUEUES).get
+            queue = find(message.queue_id) or self._new_queue(topic, message.queue_id)
             if (
                 queue is None
                 or body_size > body_size_max
@@ -202,7 +208,7 @@ class Appender:
                             size,
                             MAGIC_V1,
                             crc32(body) & 0x7FFFFFFF,
-                            queue.queue_id,
+                            message.queue_id,
                             message.flag,
                             queue_offset,
                             position,

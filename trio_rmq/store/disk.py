@@ -11,6 +11,8 @@ Fallbacks where a system, or its file system, lacks a call (tests/store/test_dis
 - open-file-description locks: the process-wide kind.  Two stores of one process then do not keep each other out, and
   one that asks about a store of its own process ends that store's lock.
 - `sync_file_range`: `start_writing` does nothing, and a sync of much takes its files' locks for longer at a time.
+- `syncfs`: many files are synced one by one, which takes long and costs the loop turns.  So it is where the call would
+  not tell of every failed write: with kernels before 5.8, and on other file systems than ext4, XFS and Btrfs.
 - `preadv` and RWF_NOWAIT: all counts as cached, and a read of what is not stalls everybody.
 Nothing here needs `pwritev`: what is written at once was joined before.
 """
@@ -21,6 +23,8 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
+import stat
 import struct
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
@@ -32,12 +36,21 @@ Data = bytes | bytearray | memoryview
 DELETED = "the file was deleted while in use"
 """What a sync says of a file that has lost its name: nothing that was written to it will be found again."""
 
-_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
+_libc = ctypes.CDLL(None, use_errno=True)
+_sync_file_range = getattr(_libc, "sync_file_range", None)
 if _sync_file_range is not None:
     _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _SYNC_FILE_RANGE_WRITE = 2
 """Begin to write.  The flags that wait would take a failed write's error away from the sync that must hear of it."""
 _PIECE_BYTES = 1024 * 1024
+
+_syncfs = getattr(_libc, "syncfs", None)
+_fstatfs = getattr(_libc, "fstatfs", None)
+_SYNCFS_TELLS_SINCE = (5, 8)
+_SYNCFS_TELLS = frozenset({0xEF53, 0x58465342, 0x9123683E})
+"""The kernel, and the file systems (ext4, XFS, Btrfs; statfs(2)), of which `syncfs` tells every failed write."""
+_STATFS_BYTES = 512
+"""More than a `struct statfs` has anywhere; its first field is a long, the file system's kind."""
 
 _FULLFSYNC = getattr(fcntl, "F_FULLFSYNC", None)
 _OFD_SETLK = getattr(fcntl, "F_OFD_SETLK", None)
@@ -64,6 +77,17 @@ def _sync_handle(handle: int, *, names: bool = False) -> None:
         os.fsync(handle)
     else:
         getattr(os, "fdatasync", os.fsync)(handle)
+
+
+def _is_told_failures(handle: int) -> bool:
+    """Whether `syncfs` of the file system that holds this file tells every failed write there."""
+    version = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    if _syncfs is None or _fstatfs is None or version is None:
+        return False
+    if (int(version[1]), int(version[2])) < _SYNCFS_TELLS_SINCE:
+        return False
+    answer = ctypes.create_string_buffer(_STATFS_BYTES)
+    return not _fstatfs(handle, answer) and ctypes.c_long.from_buffer(answer).value & 0xFFFFFFFF in _SYNCFS_TELLS
 
 
 class Disk:
@@ -143,6 +167,16 @@ class Disk:
 
     def make_directories(self, path: str) -> list[str]:
         """Make `path` and its missing parents; returns the folders whose listing changed (to be synced)."""
+        try:  # most have their parent
+            os.mkdir(path)
+        except FileExistsError:
+            if os.path.isdir(path):
+                return []
+            raise
+        except FileNotFoundError:
+            pass
+        else:
+            return [os.path.dirname(path) or "."]
         missing = []
         current = path
         while not os.path.isdir(current):
@@ -168,6 +202,14 @@ class Disk:
     def is_directory(self, path: str) -> bool:
         """Whether a folder has this path."""
         return os.path.isdir(path)
+
+    def folder_device(self, path: str) -> int | None:
+        """A number that the folders of one file system share; None when there is no such folder."""
+        try:
+            status = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return status.st_dev if stat.S_ISDIR(status.st_mode) else None
 
     def path_size(self, path: str) -> int:
         """The length in bytes of the file at `path`; FileNotFoundError when it is missing."""
@@ -328,6 +370,36 @@ class Disk:
                 self.sync_directory(directory)
             except FileNotFoundError:
                 continue
+
+    def open_file_system(self, path: str) -> int | None:
+        """A handle of the file system that holds the folder `path`, for `sync_file_system`; ended by `close`.
+
+        None where nobody could tell by it of every write that failed since this call.
+        """
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0))
+        if _is_told_failures(handle):
+            return handle
+        os.close(handle)
+        return None
+
+    async def sync_file_system(self, handle: int) -> bool:
+        """Sync all that was written in a file system, by whomever, names included, in one hop to a thread.
+
+        False when the system refuses the call: then nothing is synced.  OSError when a write anywhere there failed
+        since the handle was opened, or since the last call that said so.  Not cut short by cancellation.
+        """
+        return await trio.to_thread.run_sync(self._sync_file_system, handle)
+
+    def _sync_file_system(self, handle: int) -> bool:
+        if _syncfs is None:
+            return False
+        if _syncfs(handle):
+            number = ctypes.get_errno()
+            if number in _UNKNOWN_CALL or number == errno.EPERM:
+                return False
+            raise OSError(number, os.strerror(number))
+        os.fsync(handle)  # whatever was written is out of the drive's cache as well
+        return True
 
     async def start_writing(self, handle: int, offset: int, size: int) -> None:
         """Have the kernel begin to write `size` bytes from `offset` to the disk, in a thread.  Promises nothing.

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from logging import getLogger
 
 from trio_rmq.errors import StoreError
-from trio_rmq.store.consume_queue import DELAY_TOPIC, ENTRY, ConsumeQueue, ConsumeQueues
+from trio_rmq.store.consume_queue import DELAY_TOPIC, ENTRY, ConsumeQueue
+from trio_rmq.store.consume_queues import ConsumeQueues
 from trio_rmq.wire.hashing import tags_code
 from trio_rmq.wire.properties import DELAY, TAGS, property_of_bytes
 from trio_rmq.wire.record import CheckedRecord

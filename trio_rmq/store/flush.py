@@ -21,7 +21,7 @@ import trio
 from trio_rmq.errors import StoreFailedError
 from trio_rmq.store.checkpoint import MARKED_BYTES, Checkpoint, Mark
 from trio_rmq.store.commit_log import CommitLog
-from trio_rmq.store.consume_queue import ConsumeQueues
+from trio_rmq.store.consume_queues import ConsumeQueues
 from trio_rmq.store.disk import Disk
 from trio_rmq.wire.checksum import crc32
 
@@ -44,8 +44,20 @@ a sync every half second, without what they waited for a processor: the slowest 
 _CALLS_A_SLICE = 64
 """Answers given after a sync before other tasks get their turn: about 2 ms."""
 
-_QUEUES_A_SLICE = 64
-"""Queues written out before other tasks get their turn: about 3 ms of system calls."""
+_FEW_QUEUES = 100
+"""Of so few an early sync costs little, whatever waits in them."""
+
+_ENTRIES_A_QUEUE = 100
+"""With more, a sync is early only for so many entries to each: writing one queue out costs as much as 4 messages."""
+
+_QUEUES_A_SLICE, _SLICE_SECONDS = 64, 0.002
+"""Queues written out, and the time for it, before other tasks get their turn: one more takes 20 to 100 us."""
+
+_QUEUES_A_LOOK = 8192
+"""Queues that are looked at, whether much waits in them, before other tasks get their turn: half a millisecond."""
+
+_REST = 9
+"""The service rests so many times as long as each slice took: writing out takes a tenth of the loop at most."""
 
 
 Told = Callable[[StoreFailedError | None], None]
@@ -308,6 +320,9 @@ class QueueFlusher:
 
     `before_sync` (the index's flush) comes first, so that the checkpoint's times of queues and index stay together.
     Queues in which little waits (RocketMQ's least pages) are written only then, so that many slow queues cost little.
+    A sync is due every `thorough_seconds`, and early when much log is behind the mark: a start after a crash reads
+    what is.  Among many queues it is early only for many entries to each, so that no message pays for more than a small
+    share of a file; a start then reads what came in `thorough_seconds` and while the queues were written out.
     `synced_place` says up to where the log is synced, and how many entries there are of what is before that.
     """
 
@@ -358,39 +373,61 @@ class QueueFlusher:
             if self._wake.is_set():
                 self._wake = trio.Event()
                 self.idle = True
-                await self.write_out(least_bytes=self._least_bytes)
+                await self.write_out(least_bytes=self._least_bytes, rest=_REST)
             if trio.current_time() >= next_sync or self._much_is_unmarked():
                 next_sync = math.inf
-                await self.sync()
+                await self.sync(rest=_REST)
 
-    async def write_out(self, *, least_bytes: int = 0) -> None:
-        """Write the visible entries of all queues in which at least `least_bytes` wait.
+    async def write_out(self, *, least_bytes: int = 0, rest: float = 0) -> bool:
+        """Write what is visible now of all queues in which at least `least_bytes` wait; False when not all was.
 
-        On a full disk they keep waiting and the next round tries again.
+        On a full disk they keep waiting and the next round tries again.  After each slice of many it rests for `rest`
+        times as long as the slice took.
         """
-        waiting = [queue for queue in self._queues.unwritten if len(queue.tail) >= least_bytes]
-        for count, queue in enumerate(waiting, start=1):
-            if queue in self._queues.unwritten:
+        candidates = [*self._queues.unwritten]
+        all_written = True
+        begun = trio.current_time()
+        next_round = begun + self._interval_seconds if rest else math.inf
+        written = 0
+        for start in range(0, len(candidates), _QUEUES_A_LOOK):
+            if start:
+                await trio.lowlevel.checkpoint()
+                begun = trio.current_time()
+            for queue in candidates[start : start + _QUEUES_A_LOOK]:
+                if len(queue.tail) < least_bytes or queue not in self._queues.unwritten:
+                    continue
                 try:
                     self._queues.write_out(queue)
                 except OSError as error:
-                    if not self._complained:
-                        _log.warning(
-                            "%s: entries cannot be written now (%s); they wait in memory",
-                            queue.files.directory, error.strerror or error,
-                        )  # fmt: skip
-                    self._complained = True
-                    self.wrote()
-                    return
-            if count % _QUEUES_A_SLICE == 0:
-                await trio.lowlevel.checkpoint()
+                    self._complain(queue.files.directory, error)
+                    return False
+                all_written = all_written and queue.written >= queue.visible
+                written += 1
+                now = trio.current_time()
+                if written % _QUEUES_A_SLICE and now - begun < _SLICE_SECONDS:
+                    continue
+                await trio.sleep(rest * (now - begun))
+                begun = trio.current_time()
+                if begun >= next_round:  # what is sent to much must not wait for all the others
+                    next_round = begun + self._interval_seconds
+                    all_written = await self.write_out(least_bytes=self._least_bytes) and all_written
+                    begun = trio.current_time()
         self._complained = False
+        return all_written
 
-    async def sync(self) -> bool:
+    def _complain(self, directory: str, error: OSError) -> None:
+        if not self._complained:
+            _log.warning(
+                "%s: entries cannot be written now (%s); they wait in memory", directory, error.strerror or error
+            )
+        self._complained = True
+        self.wrote()
+
+    async def sync(self, *, rest: float = 0) -> bool:
         """Write out, sync the files written since the last time and raise the checkpoint; False when that failed.
 
         A failed sync of queue files loses nothing that the log does not hold: the checkpoint stays, so that recovery
-        makes the entries again.
+        makes the entries again.  `rest` is that of `write_out`.
         """
         if self._failed:
             return False
@@ -398,15 +435,10 @@ class QueueFlusher:
         place = self._synced_place()  # its entries are visible, and so will be written
         if self._before_sync is not None:
             await self._before_sync()
-        await self.write_out()
-        if any(queue.written < queue.visible for queue in self._queues.unwritten):
+        if not await self.write_out(rest=rest):
             return False
-        paths = [*self._queues.unsynced]
-        directories = sorted(self._queues.changed_directories)
-        self._queues.unsynced.clear()
-        self._queues.changed_directories.clear()
         try:
-            await self._disk.sync([], paths=paths, directories=directories)
+            await self._queues.sync()
             self._checkpoint.queues_time_ms = max(self._checkpoint.queues_time_ms, time_ms)
             self._raise_mark(place)
             self._checkpoint.write()
@@ -419,11 +451,15 @@ class QueueFlusher:
 
     def _much_is_unmarked(self) -> bool:
         mark, place = self._checkpoint.mark, self._synced_place()
+        if place is None:
+            return False  # nothing is known that a mark could say
         marked_offset, marked_entries = (
             (self._log.min_offset, 0) if mark is None else (mark.physical_offset, mark.entries)
         )
-        return self._log.position - marked_offset >= _UNMARKED_BYTES_MAX or (
-            place is not None and place[1] - marked_entries >= _UNMARKED_ENTRIES_MAX
+        unmarked_entries = place[1] - marked_entries
+        queues = len(self._queues.unwritten) + len(self._queues.unsynced)
+        return (queues <= _FEW_QUEUES or unmarked_entries >= _ENTRIES_A_QUEUE * queues) and (
+            unmarked_entries >= _UNMARKED_ENTRIES_MAX or self._log.position - marked_offset >= _UNMARKED_BYTES_MAX
         )
 
     def _raise_mark(self, place: SyncedPlace | None) -> None:

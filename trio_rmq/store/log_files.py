@@ -222,7 +222,7 @@ class LogFiles:
 
         Leaves nothing behind when it raises OSError.
         """
-        if not self.starts and not self.disk.is_directory(self.directory):
+        if not self.starts:
             self.changed_directories.update(self.disk.make_directories(self.directory))
         path = self.path(start)
         try:

@@ -222,7 +222,7 @@ class MessageStore(StoreParts):
             reads_missed=reader.missed,
             syncs=self._log_flusher.syncs,
             queues=len(self._queues.table),
-            queue_entries_unwritten=sum(queue.visible - queue.written for queue in self._queues.unwritten),
+            queue_entries_unwritten=self._entries - self._queues.entries_written,
             log_files=len(self._log.files.starts),
             open_files=len(self._handles),
             last_store_timestamp_ms=appender.last_time_ms,
@@ -243,7 +243,7 @@ class MessageStore(StoreParts):
         files are removed, keeps recovery from making their entries again.  Whoever calls must have stopped sends to
         the topic: a message that is appended meanwhile may be deleted with it.
         """
-        if all(key[0] != topic for key in self._queues.table):
+        if topic not in self._queues.by_topic:
             return 0
         with trio.CancelScope(shield=True):
             self._fences = {name: at for name, at in self._fences.items() if at > self._log.min_offset}
@@ -314,6 +314,7 @@ class MessageStore(StoreParts):
         self._appender.last_time_ms = self._visible_time_ms = last if end else 0
         self._log_flusher.synced_offset = end if self.recovered.clean else self._log.min_offset
         self._count_entries()
+        self.put_counts.begin()
         if not self.recovered.clean:
             await self._log_flusher.sync_from(self.recovered.start_offset)
             if self.failure is not None:
@@ -343,6 +344,7 @@ class MessageStore(StoreParts):
             _log.error("closing the store failed (%s); the next start recovers it", error)
         finally:
             self._handles.close_all()
+            self._queues.close()
             if self._lock_handle is not None:
                 self._disk.close(self._lock_handle)
                 self._lock_handle = None

@@ -17,7 +17,8 @@ import msgspec
 
 from trio_rmq.limits import TOPIC_LENGTH_MAX
 from trio_rmq.store.append import Appender
-from trio_rmq.store.consume_queue import DELAY_TOPIC, ConsumeQueue, ConsumeQueues
+from trio_rmq.store.consume_queue import DELAY_TOPIC, ConsumeQueue
+from trio_rmq.store.consume_queues import ConsumeQueues
 from trio_rmq.store.dispatch import TIMER_TOPIC
 from trio_rmq.store.messages import AppendResult, AppendStatus, BatchResult, NewBatch, NewMessage
 from trio_rmq.wire.properties import append_property, property_of, remove_property

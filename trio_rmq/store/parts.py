@@ -18,7 +18,8 @@ from trio_rmq.limits import STORE_HANDLES_MAX, TRANSIENT_POOL_MAX_BYTES
 from trio_rmq.store.append import Appender
 from trio_rmq.store.checkpoint import Checkpoint
 from trio_rmq.store.commit_log import CommitLog
-from trio_rmq.store.consume_queue import ConsumeQueue, ConsumeQueues, ExtFiles
+from trio_rmq.store.consume_queue import ConsumeQueue
+from trio_rmq.store.consume_queues import ConsumeQueues, ExtFiles
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.dispatch import DelayLevels
 from trio_rmq.store.flush import LogFlusher, QueueFlusher
@@ -27,6 +28,7 @@ from trio_rmq.store.json_files import ConfigFile
 from trio_rmq.store.log_files import FileHandles
 from trio_rmq.store.multi_dispatch import MultiDispatch, dispatched_to
 from trio_rmq.store.page_cache import PageCache
+from trio_rmq.store.put_counts import PutCounts
 from trio_rmq.store.reading import Reader
 from trio_rmq.store.recovery import Recovered
 from trio_rmq.store.retention import Retention
@@ -134,6 +136,8 @@ class StoreParts:
             end=lambda: self.max_physical_offset,
         )
         """Look-ups of single entries and records besides those below."""
+        self.put_counts = PutCounts(self._queues)
+        """What each topic got, for whoever looks."""
         self._retention = Retention(
             disk,
             self._log,
@@ -189,7 +193,9 @@ class StoreParts:
 
     def _count_entries(self) -> None:
         """After queues came or went otherwise than by appends: what was synced before must be counted anew."""
-        self._entries = sum([queue.next_offset for queue in self._queues.table.values()])
+        queues = self._queues.table.values()
+        self._entries = sum([queue.next_offset for queue in queues])
+        self._queues.entries_written = sum([queue.written for queue in queues])
         self._log_flusher.synced_place = None
 
     def _wrote(self, end: int, queues: list[ConsumeQueue], codes: list[int]) -> None:

@@ -21,7 +21,8 @@ import trio
 from trio_rmq.errors import StoreCorruptError
 from trio_rmq.store.checkpoint import MARKED_BYTES, Checkpoint, Mark
 from trio_rmq.store.commit_log import CommitLog
-from trio_rmq.store.consume_queue import ConsumeQueue, ConsumeQueues
+from trio_rmq.store.consume_queue import ConsumeQueue
+from trio_rmq.store.consume_queues import ConsumeQueues
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.dispatch import DelayLevels, Dispatcher, MissingEntriesError, MoreQueues
 from trio_rmq.wire.checksum import crc32
@@ -291,10 +292,8 @@ class Recovery:
 
     async def _sync(self, handles: list[int]) -> None:
         queues, files = self._queues, self._log.files
-        directories = sorted(files.changed_directories | queues.changed_directories)
-        paths = [*queues.unsynced]
-        if handles or directories or paths:
-            await self._disk.sync(handles, directories=directories, paths=paths)
+        if handles or files.changed_directories:
+            await self._disk.sync(handles, directories=sorted(files.changed_directories))
         files.changed_directories.clear()
-        queues.changed_directories.clear()
-        queues.unsynced.clear()
+        if queues.unsynced or queues.changed_directories:
+            await queues.sync()

@@ -23,7 +23,7 @@ import trio
 from trio_rmq.clock import wall_ms
 from trio_rmq.config import MessageStoreConfig
 from trio_rmq.store.commit_log import CommitLog
-from trio_rmq.store.consume_queue import ConsumeQueues
+from trio_rmq.store.consume_queues import ConsumeQueues
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.index import Index
 

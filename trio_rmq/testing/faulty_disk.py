@@ -26,6 +26,7 @@ from random import Random
 import trio
 
 from trio_rmq.store.disk import DELETED, Data, Disk
+from trio_rmq.testing.disk_files import SECTOR_BYTES, File, copied, resize
 from trio_rmq.testing.disk_names import (
     MakeDirectory,
     NameChange,
@@ -37,62 +38,12 @@ from trio_rmq.testing.disk_names import (
     redirected,
 )
 
-SECTOR_BYTES = 512
 _CLEAN = (0, b"")
 _ROOTS = frozenset({"", "/", "."})
 
 
 class SimulatedCrash(BaseException):
     """The simulated machine is dead; no clean-up code of the program under test runs through it."""
-
-
-class _File:
-    """One inode: what a reader sees, what the platter holds, and the writes between the two."""
-
-    __slots__ = ("allocated", "done", "durable", "live", "modified_ms", "pending")
-
-    def __init__(self) -> None:
-        self.live = bytearray()
-        self.durable = bytearray()
-        self.pending: list[tuple[int, bytes] | int] = []
-        """Since the last sync, in order: (offset, bytes) of a write, or a new length."""
-        self.done = 0
-        """How many changes came before those."""
-        self.allocated: set[int] = set()
-        """Sectors that take space."""
-        self.modified_ms = 0
-
-    def survivor(self, keep: Callable[[], bool]) -> _File:
-        """The file after a power loss: each pending sector and length change persists when `keep` says so."""
-        image = bytearray(self.durable)
-        for change in self.pending:
-            if isinstance(change, int):
-                if keep():
-                    _resize(image, change)
-                continue
-            offset, data = change
-            position = offset
-            while position < offset + len(data):
-                end = min(position - position % SECTOR_BYTES + SECTOR_BYTES, offset + len(data))
-                if keep() and end <= len(image):
-                    image[position:end] = data[position - offset : end - offset]
-                position = end
-        return _settled(image, self.allocated)
-
-
-def _settled(content: bytearray, allocated: set[int]) -> _File:
-    file = _File()
-    file.live = bytearray(content)
-    file.durable = bytearray(content)
-    file.allocated = set(allocated)
-    return file
-
-
-def _resize(content: bytearray, size: int) -> None:
-    if size < len(content):
-        del content[size:]
-    else:
-        content.extend(bytes(size - len(content)))
 
 
 class FaultyDisk(Disk):
@@ -121,10 +72,10 @@ class FaultyDisk(Disk):
         self.syncs = 0
         self._directories: set[str] = set(_ROOTS)
         self._durable_directories: set[str] = set(self._directories)
-        self._names: dict[str, _File] = {}
-        self._durable_names: dict[str, _File] = {}
+        self._names: dict[str, File] = {}
+        self._durable_names: dict[str, File] = {}
         self._pending_names: dict[str, list[NameChange]] = {}
-        self._handles: dict[int, _File] = {}
+        self._handles: dict[int, File] = {}
         self._locked: dict[int, str] = {}
         self._next_handle = 3
         self._failures: dict[str, list[int]] = {}
@@ -149,12 +100,12 @@ class FaultyDisk(Disk):
         other = self._successor()
         other._directories = set(self._directories)
         other._durable_directories = set(self._durable_directories)
-        copies: dict[int, _File] = {}
-        other._names = {path: _copied(file, copies) for path, file in self._names.items()}
-        other._durable_names = {path: _copied(file, copies) for path, file in self._durable_names.items()}
+        copies: dict[File, File] = {}
+        other._names = {path: copied(file, copies) for path, file in self._names.items()}
+        other._durable_names = {path: copied(file, copies) for path, file in self._durable_names.items()}
         # Name changes that were not synced stay so: they are redone on the copy, by path.
         other._pending_names = {
-            directory: [redirected(change, lambda file: _copied(file, copies)) for change in changes]
+            directory: [redirected(change, lambda file: copied(file, copies)) for change in changes]
             for directory, changes in self._pending_names.items()
         }
         return other
@@ -178,7 +129,7 @@ class FaultyDisk(Disk):
         other = self._successor()
         other._directories = directories
         other._durable_directories = set(directories)
-        survivors: dict[int, _File] = {}
+        survivors: dict[int, File] = {}
         for path, file in names.items():
             if path.rpartition("/")[0] in directories:
                 other._names[path] = survivors.setdefault(id(file), file.survivor(keep))
@@ -212,16 +163,16 @@ class FaultyDisk(Disk):
         self._look(call)
         return False
 
-    def _file(self, path: str) -> _File:
+    def _file(self, path: str) -> File:
         try:
             return self._names[path]
         except KeyError:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
 
-    def _has_name(self, file: _File) -> bool:
+    def _has_name(self, file: File) -> bool:
         return any(named is file for named in self._names.values())
 
-    def _path_of(self, file: _File) -> str:
+    def _path_of(self, file: File) -> str:
         return next((path for path, named in self._names.items() if named is file), "?")
 
     def _note_name(self, directory: str, change: NameChange) -> None:
@@ -237,7 +188,7 @@ class FaultyDisk(Disk):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
             if self._change("create", path):
                 raise SimulatedCrash
-            file = _File()
+            file = File()
             self._note_name(folder, SetName(path, file))
         handle = self._next_handle
         self._next_handle += 1
@@ -286,7 +237,7 @@ class FaultyDisk(Disk):
         self._store(file, offset, content)
         return len(content)
 
-    def _room(self, file: _File, offset: int, size: int) -> int:
+    def _room(self, file: File, offset: int, size: int) -> int:
         """How many of `size` bytes from `offset` fit on the disk."""
         if self.capacity_bytes is None or not size:
             return size
@@ -299,12 +250,12 @@ class FaultyDisk(Disk):
                 free -= 1
         return size
 
-    def _store(self, file: _File, offset: int, content: bytes) -> None:
+    def _store(self, file: File, offset: int, content: bytes) -> None:
         if not content:
             return
         end = offset + len(content)
         if len(file.live) < end:
-            _resize(file.live, end)
+            resize(file.live, end)
             file.pending.append(end)
         file.live[offset:end] = content
         file.pending.append((offset, content))
@@ -313,7 +264,7 @@ class FaultyDisk(Disk):
     def fdatasync(self, handle: int) -> None:
         self._finish_sync(self._handles[handle], self._begin_sync(self._handles[handle]))
 
-    def _begin_sync(self, file: _File) -> int:
+    def _begin_sync(self, file: File) -> int:
         """How many changes, since the file was made, the sync that begins now covers."""
         if self.dead:
             raise SimulatedCrash
@@ -325,13 +276,13 @@ class FaultyDisk(Disk):
             raise
         return file.done + len(file.pending)
 
-    def _finish_sync(self, file: _File, covered: int) -> None:
+    def _finish_sync(self, file: File, covered: int) -> None:
         self.syncs += 1
         count = max(0, covered - file.done)  # another sync may have done more meanwhile
         file.done += count
         for change in file.pending[:count]:
             if isinstance(change, int):
-                _resize(file.durable, change)
+                resize(file.durable, change)
             else:
                 offset, data = change
                 file.durable[offset : offset + len(data)] = data
@@ -341,7 +292,7 @@ class FaultyDisk(Disk):
         file = self._handles[handle]
         if self._change("truncate", self._path_of(file)):
             raise SimulatedCrash
-        _resize(file.live, size)
+        resize(file.live, size)
         file.pending.append(size)
         last = (size - 1) // SECTOR_BYTES
         file.allocated = {sector for sector in file.allocated if sector <= last}
@@ -380,6 +331,9 @@ class FaultyDisk(Disk):
     def is_directory(self, path: str) -> bool:
         self._look("is_directory")
         return path in self._directories
+
+    def folder_device(self, path: str) -> int | None:
+        return 0 if path in self._directories else None
 
     def path_size(self, path: str) -> int:
         self._look("path_size")
@@ -487,14 +441,24 @@ class FaultyDisk(Disk):
                 if directory in self._directories:
                     self.sync_directory(directory)
 
+    def open_file_system(self, path: str) -> int | None:
+        handle = self._next_handle
+        self._next_handle += 1
+        self._handles[handle] = File()
+        return handle
 
-def _copied(file: _File, copies: dict[int, _File]) -> _File:
-    copy = copies.get(id(file))
-    if copy is None:
-        copy = copies[id(file)] = _File()
-        copy.live = bytearray(file.live)
-        copy.durable = bytearray(file.durable)
-        copy.pending = list(file.pending)
-        copy.allocated = set(file.allocated)
-        copy.modified_ms = file.modified_ms
-    return copy
+    async def sync_file_system(self, handle: int) -> bool:
+        """One file after another, then one folder after another: in between anything may end it."""
+        await trio.lowlevel.checkpoint()
+        with trio.CancelScope(shield=True):
+            for file in dict.fromkeys([file for file in self._names.values() if file.pending]):
+                covered = self._begin_sync(file)
+                if self.latency is not None:
+                    await trio.sleep(self.latency())
+                if self.dead:
+                    raise SimulatedCrash
+                self._finish_sync(file, covered)
+            for directory in sorted(self._pending_names):
+                if directory in self._directories:
+                    self.sync_directory(directory)
+        return True

@@ -67,6 +67,10 @@ class UnsyncedDisk(Disk):
             if not self._has_name(handle):
                 raise FileNotFoundError(errno.ENOENT, DELETED)
 
+    def open_file_system(self, path: str) -> int | None:
+        """None: nobody syncs."""
+        return None
+
     def _has_name(self, handle: int) -> bool:
         return os.fstat(handle).st_nlink > 0
 
@@ -191,6 +195,9 @@ class MemoryDisk(UnsyncedDisk, Disk):
 
     def is_directory(self, path: str) -> bool:
         return path in self._directories
+
+    def folder_device(self, path: str) -> int | None:
+        return 0 if path in self._directories else None
 
     def path_size(self, path: str) -> int:
         return self._file(path).size

@@ -26,7 +26,7 @@ _pack_int = struct.Struct(">i").pack
 
 
 _QUEUES_MAX = 1024
-"""Most queue ids whose template is kept for them; all are dropped when one more comes."""
+"""Most queue ids whose template is kept for them; all others share templates, which have one place more to fill."""
 
 _Template = tuple[int, int, bytes]
 """The least and the greatest queue offset with so many digits, and the frame with places for what changes."""
@@ -35,6 +35,7 @@ _Halves = tuple[int, int, bytes, bytes]
 """The same for all queues whose ids have as many digits: the frame in two, without the queue's id between them."""
 
 _NO_TEMPLATE: _Template = (1, 0, b"")
+_NO_SHARED = (1, 0, 1, 0, b"")
 
 
 class SendReplyEncoder:
@@ -51,6 +52,8 @@ class SendReplyEncoder:
         """By queue id: of one queue the answers have the same length for long."""
         self._halves: dict[tuple[int, int], _Halves] = {}
         """By the number of digits of queue id and queue offset."""
+        self._shared: tuple[int, int, int, int, bytes] = _NO_SHARED
+        """The least and the greatest queue id and queue offset of the last answer that shared a template, and that."""
 
     def encode(
         self, serialize_type: SerializeType, opaque: int, physical_offset: int, queue_id: int, queue_offset: int
@@ -59,6 +62,9 @@ class SendReplyEncoder:
         if serialize_type is _ROCKETMQ:
             least, greatest, template = self._binary.get(queue_id, _NO_TEMPLATE)
             if not least <= queue_offset <= greatest:
+                if len(self._binary) >= _QUEUES_MAX and queue_id not in self._binary:
+                    template = self._shared_template(queue_id, queue_offset)
+                    return template % (_pack_int(opaque), physical_offset, queue_id, queue_offset)
                 template = self._binary_template(queue_id, queue_offset)
             return template % (_pack_int(opaque), physical_offset, queue_offset)
         if serialize_type is _JSON:
@@ -77,16 +83,27 @@ class SendReplyEncoder:
 
     def _binary_template(self, queue_id: int, queue_offset: int) -> bytes:
         """The template for this queue as long as its offsets have so many digits, kept for the next answer."""
-        lengths = len(str(queue_id)), len(str(queue_offset))
-        halves = self._halves.get(lengths)
-        if halves is None:
-            halves = self._halves[lengths] = self._make_halves(*lengths)
-        least, greatest, before, after = halves
+        least, greatest, before, after = self._halves_for(len(str(queue_id)), len(str(queue_offset)))
         template = b"%b%d%b" % (before, queue_id, after)
-        if len(self._binary) >= _QUEUES_MAX:
-            self._binary.clear()
         self._binary[queue_id] = least, greatest, template
         return template
+
+    def _shared_template(self, queue_id: int, queue_offset: int) -> bytes:
+        """The template for all queues whose ids and offsets have as many digits, with a place for the id as well."""
+        least_id, greatest_id, least, greatest, template = self._shared
+        if least_id <= queue_id <= greatest_id and least <= queue_offset <= greatest:
+            return template
+        digits = len(str(queue_id))
+        least, greatest, before, after = self._halves_for(digits, len(str(queue_offset)))
+        template = b"%b%%d%b" % (before, after)
+        self._shared = 10 ** (digits - 1) if digits > 1 else 0, 10**digits - 1, least, greatest, template
+        return template
+
+    def _halves_for(self, queue_digits: int, offset_digits: int) -> _Halves:
+        halves = self._halves.get((queue_digits, offset_digits))
+        if halves is None:
+            halves = self._halves[queue_digits, offset_digits] = self._make_halves(queue_digits, offset_digits)
+        return halves
 
     def _make_halves(self, queue_digits: int, offset_digits: int) -> _Halves:
         """A frame with places for the opaque's bytes, the physical offset, and a queue offset of so many digits."""

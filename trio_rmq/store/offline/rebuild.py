@@ -17,7 +17,8 @@ import msgspec
 from trio_rmq.config import MessageStoreConfig
 from trio_rmq.errors import StoreCorruptError, StoreError, StoreLockedError
 from trio_rmq.store.commit_log import CommitLog
-from trio_rmq.store.consume_queue import ENTRY_SIZE_BYTES, ConsumeQueue, ConsumeQueues, ExtFiles
+from trio_rmq.store.consume_queue import ENTRY_SIZE_BYTES, ConsumeQueue
+from trio_rmq.store.consume_queues import ConsumeQueues, ExtFiles
 from trio_rmq.store.disk import Disk
 from trio_rmq.store.index import GROUP_KEYS_MAX, Index
 from trio_rmq.store.log_files import FileHandles
@@ -168,6 +169,7 @@ async def _make(
                 _set_times(disk, log, queue)
     finally:
         handles.close_all()
+        queues.close()
     disk.unlink(f"{root}/abort")
     await disk.sync([], directories=[root])
     made = StoreFolder(disk, config)
