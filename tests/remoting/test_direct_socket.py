@@ -11,12 +11,13 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 import pytest
+import trio
 from anyio.abc import SocketAttribute, SocketStream
 
 from tests.remoting.conftest import ECHO
 from trio_rmq.errors import ConnectionLostError
 from trio_rmq.remoting.client import open_connection
-from trio_rmq.remoting.direct_socket import READ_BYTES, DirectSocket, direct_socket
+from trio_rmq.remoting.direct_socket import READ_BYTES, DirectSocket, direct_socket, event_type
 from trio_rmq.wire.command import Command
 
 LARGE = bytes(range(256)) * (8 * 1024 * 1024 // 256)
@@ -77,6 +78,24 @@ async def test_what_comes_is_read_whole_and_in_order_then_its_end() -> None:
         assert await read_all(socket) == LARGE
         with pytest.raises(anyio.EndOfStream):
             await socket.receive()
+
+
+async def test_a_read_ends_when_the_socket_is_closed(anyio_backend_name: str) -> None:
+    if anyio_backend_name != "trio":
+        pytest.skip("asyncio's is closed by who reads it")
+    async with direct() as (socket, _peer), anyio.create_task_group() as group:
+
+        async def read() -> None:
+            with pytest.raises(anyio.ClosedResourceError):
+                await socket.receive()
+
+        group.start_soon(read)
+        await anyio.wait_all_tasks_blocked()
+        trio.lowlevel.notify_closing(socket._socket)
+
+
+async def test_events_are_the_loop_s_own(anyio_backend_name: str) -> None:
+    assert event_type() is (trio.Event if anyio_backend_name == "trio" else type(anyio.Event()))
 
 
 async def test_a_read_that_is_cancelled_takes_nothing_with_it() -> None:

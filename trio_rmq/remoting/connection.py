@@ -31,7 +31,7 @@ from trio_rmq.errors import (
     RequestTimeoutError,
     TooManyRequestsError,
 )
-from trio_rmq.remoting.direct_socket import READ_BYTES, DirectSocket
+from trio_rmq.remoting.direct_socket import READ_BYTES, DirectSocket, event_type
 from trio_rmq.remoting.outgoing import next_write
 from trio_rmq.remoting.request_table import RequestTable
 from trio_rmq.wire.command import FLAG_ONEWAY, FLAG_RESPONSE, Command, SerializeType
@@ -151,9 +151,9 @@ class Connection:
         self._requests = RequestTable(address, limits.CLIENT_REQUESTS_MAX)
         self._outgoing: deque[bytes] = deque()
         self._outgoing_bytes = 0
-        self._wake_writer = anyio.Event()
+        self._event_type = event_type()
+        self._wake_writer = self._event_type()
         self._writer_woken = False
-        self._event_type = type(self._wake_writer)  # of this backend, which anyio.Event() would look up each time
         self._below_pause: anyio.Event | None = None
         self._ended = anyio.Event()
         self._scope = anyio.CancelScope()
