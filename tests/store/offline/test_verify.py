@@ -196,10 +196,11 @@ async def test_a_time_of_delivery_may_be_early_where_the_clock_was_set_back(
     assert damages(place) == []
     if settings:
         return
-    queue = f"consumequeue/SCHEDULE_TOPIC_XXXX/0/{0:020d}"
-    place.write(queue, (START_MS + 4000).to_bytes(8, "big"), 2 * 20 + 12)
-    [found] = damages(place)
-    assert (found.kind, found.at) == ("tags-code", 40)
+    for changed_ms in (START_MS + 10_001, START_MS - 86_400_000):
+        queue = f"consumequeue/SCHEDULE_TOPIC_XXXX/0/{0:020d}"
+        place.write(queue, changed_ms.to_bytes(8, "big"), 2 * 20 + 12)
+        [found] = damages(place)
+        assert (found.kind, found.at) == ("tags-code", 40)
 
 
 @pytest.mark.trio

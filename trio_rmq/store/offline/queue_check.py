@@ -27,6 +27,8 @@ from trio_rmq.wire.sysflag import is_consumable
 
 _BLOCK_ENTRIES = 204
 _SCAN_ENTRIES = 4096
+SET_BACK_MAX_MS = 86_400_000
+"""A time of delivery may be earlier by this than store times tell: it goes by the clock, they never go back."""
 Entry = tuple[int, int, int]
 """Physical offset, record size, tags code."""
 _EMPTY: Entry = (0, 0, 0)
@@ -71,20 +73,11 @@ class QueueCheck:
         self._missing: dict[tuple[str, int], tuple[int, int, int]] = {}
         """Queues without files: how many records they should have, and where the first and the last stand."""
         self._units = UnitCheck(folder, findings)
-        self._last_time_ms: int | None = None
-        """The store time of the record before."""
-        self._time_stood = True
-        """Whether this record's store time is that of the one before: the clock may have been set back.
-
-        Then times of delivery, which go by the clock, may be earlier than store times tell.
-        """
         self.unwritten = 0
         """Records behind the ends of their queues, whose entries the next start makes."""
 
     def record(self, offset: int, record: StoredMessage) -> None:
         """The next record of the log, at this physical offset."""
-        self._time_stood = self._last_time_ms in (None, record.store_timestamp_ms)
-        self._last_time_ms = record.store_timestamp_ms
         if not is_consumable(record.sys_flag):
             return
         checked = CheckedRecord(
@@ -165,15 +158,15 @@ class QueueCheck:
             self._add_entry(state, "queue-entry", offset, what, entry[0])
         elif is_address(found[2]):
             settled = entry[0] < self._log.settled_end
-            earlier = self._time_stood and state.topic == DELAY_TOPIC
+            earlier_ms = SET_BACK_MAX_MS if state.topic == DELAY_TOPIC else 0
             self._units.check(
-                (state.topic, state.queue_id), offset, found[2], entry, time_ms, settled=settled, earlier=earlier
+                (state.topic, state.queue_id), offset, found[2], entry, time_ms, settled=settled, earlier_ms=earlier_ms
             )
         elif state.topic == DELAY_TOPIC:
             what = f"its time of delivery is {found[2]}, the record's is {entry[2]}"
-            stood = self._time_stood and found[2] < entry[2]
-            what += ", as a clock makes it that was set back" if stood else ""
-            self._add_entry(state, "tags-code", offset, what, entry[0], damage=not stood)
+            set_back = 0 < entry[2] - found[2] <= SET_BACK_MAX_MS
+            what += ", as a clock makes it that was set back" if set_back else ""
+            self._add_entry(state, "tags-code", offset, what, entry[0], damage=not set_back)
         else:
             what = f"its code is {found[2]}, that of the record's tags is {entry[2]}"
             self._add_entry(state, "tags-code", offset, what, entry[0])

@@ -41,12 +41,12 @@ class UnitCheck:
         time_ms: int,
         *,
         settled: bool,
-        earlier: bool = False,
+        earlier_ms: int = 0,
     ) -> None:
         """Entry `number` of the queue holds `address`; of its record it should hold `entry`.
 
-        Unless `settled`, the next start makes up for what is amiss.  With `earlier` the code is a time of delivery that
-        may be earlier than the entry's.
+        Unless `settled`, the next start makes up for what is amiss.  The code may be lower by `earlier_ms`, as times of
+        delivery are that a clock set back made.
         """
         physical, _, code = entry
         offset = offset_of(address)
@@ -63,7 +63,7 @@ class UnitCheck:
             what = "no whole unit stands here"
         elif end is not None and offset < end:
             what = f"it is not behind the unit of the entry before, which ends at {end}"
-        elif unit[0] != code and not (earlier and unit[0] < code):
+        elif not code - earlier_ms <= unit[0] <= code:
             what = f"its code is {unit[0]}, the record's is {code}"
         elif unit[1] != time_ms:
             what = f"its store time is {unit[1]}, the record's is {time_ms}"

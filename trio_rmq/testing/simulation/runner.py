@@ -258,7 +258,7 @@ class _Run:
                         begins[label] = store.min_offset(topic, queue_id)
                         stored += _read_queue(store, topic, queue_id, problems)
             verified = verify_store(config, disk=disk)
-            problems += [Problem("damaged", str(finding)) for finding in verified.findings if verified.damages]
+            problems += [Problem("damaged", str(finding)) for finding in verified.findings if finding.damage]
         except ProtocolError as error:
             problems.append(Problem("unreadable", f"a queue serves what is no record: {error}"))
         except RocketMQError as error:
