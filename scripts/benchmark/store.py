@@ -147,7 +147,7 @@ async def measure_depth(report: Report, folder: Path, depth: int, size: int, say
         name = f"append with {depth:,} messages of {size} B stored, times an empty store"
         report.goals.append(Goal(name, statistics.median(ratios), "<=", 1.15))
         end = store.max_offset("Bench0", 0)
-        ratio = _pull_ratio(store, end // 2, end - CALL * 600)
+        ratio = await _pull_ratio(store, end // 2, end - CALL * 600)
         report.goals.append(Goal(f"hot pull of {CALL} from the middle, times one from the end", ratio, "<=", 1.15))
         report.goals.append(Goal("resident MB that the depth added", growth, "<=", 200))
         checkpoint = (home / "checkpoint").read_bytes()
@@ -179,13 +179,7 @@ async def _measure_cold_pulls(report: Report, home: Path, say: Step) -> None:
         times, trips = [], 0
         for number in range(COLD_PULLS):
             begun = time.perf_counter()
-            while True:
-                try:
-                    store.get_messages("Bench0", 0, end * number // COLD_PULLS, max_count=CALL, wait=False)
-                    break
-                except ColdReadError as cold:
-                    trips += 1
-                    await store.warm(cold)
+            trips += await _pull_cold(store, end * number // COLD_PULLS)
             times.append((time.perf_counter() - begun) * 1e3)
     times.sort()
     name = (
@@ -204,19 +198,32 @@ def _drop_from_page_cache(home: Path) -> None:
             os.close(handle)
 
 
-def _pull_ratio(store: MessageStore, middle: int, end: int, pulls: int = 500) -> float:
+async def _pull_ratio(store: MessageStore, middle: int, end: int, pulls: int = 500) -> float:
     """What pulls from `middle` on cost, times those from `end` on, as the broker makes them; the median of rounds."""
 
-    def pull_us(offset: int, *, wait: bool) -> float:
+    def pull_us(offset: int) -> float:
         begun = time.thread_time()
         for number in range(pulls):
-            result = store.get_messages("Bench0", 0, offset + number * CALL, max_count=CALL, wait=wait)
+            result = store.get_messages("Bench0", 0, offset + number * CALL, max_count=CALL, wait=False)
             assert result.status is GetStatus.FOUND  # noqa: S101 - a measurement of nothing is none
         return time.thread_time() - begun
 
     for offset in (middle, end):
-        pull_us(offset, wait=True)  # a backlog's middle may be on the disk alone
-    return statistics.median([pull_us(middle, wait=False) / pull_us(end, wait=False) for _ in range(3 * ROUNDS)])
+        for number in range(pulls):  # a backlog's middle may be on the disk alone
+            await _pull_cold(store, offset + number * CALL)
+    return statistics.median([pull_us(middle) / pull_us(end) for _ in range(3 * ROUNDS)])
+
+
+async def _pull_cold(store: MessageStore, offset: int) -> int:
+    """Pull what may not be in the page cache; returns how many trips to the disk it took."""
+    trips = 0
+    while True:
+        try:
+            store.get_messages("Bench0", 0, offset, max_count=CALL, wait=False)
+            return trips
+        except ColdReadError as cold:
+            trips += 1
+            await store.warm(cold)
 
 
 def _resident_mb() -> float:
