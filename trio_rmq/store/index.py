@@ -54,8 +54,12 @@ _FRESH_MESSAGES_MAX = 10_000
 """Most messages that wait for that; more are read back from the log."""
 
 _RECORDS_A_SLICE = 250
-_FRESH_A_SLICE_MIN, _FRESH_A_SLICE_MAX = 16, 64
-"""Of messages just appended: 30 us while senders wait one by one for their answers, at most 0.1 ms while many come."""
+_FRESH_FEW, _FRESH_A_SLICE_FEW, _FRESH_A_SLICE_MAX = 64, 16, 64
+"""Of messages just appended a slice takes those of one append, at most 0.1 ms; while few wait, of several appends.
+
+A sender that is alone is kept from 30 us by that, and spared a turn of the loop an append.  Many connections are better
+served by little a turn: it lasts longer, and so answers more of them (64 x 1 sends: 31 us of CPU each, else 36).
+"""
 
 _BLOCK_BYTES = 128 * 1024
 _QUERY_SLICES_MAX = 256
@@ -276,8 +280,10 @@ class Index:
         if position >= end or len(self._pending.hashes) >= GROUP_KEYS_MAX:
             return False
         if self._appended:
-            most = min(max(self._appended.messages // 4, _FRESH_A_SLICE_MIN), _FRESH_A_SLICE_MAX)
-            self.position, count = self._appended.take(most, self.position, end, self._pending)
+            appended = self._appended
+            few = appended.messages <= _FRESH_FEW
+            most = _FRESH_A_SLICE_FEW if few else min(appended.first_messages, _FRESH_A_SLICE_MAX)
+            self.position, count = appended.take(most, self.position, end, self._pending)
             return count > 0
         try:
             block = self._log.read(position, min(_BLOCK_BYTES, end - position))

@@ -214,6 +214,11 @@ class Appended:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
+    @property
+    def first_messages(self) -> int:
+        """How many are left of the append that is next; there is one."""
+        return len(self._waiting[0].offsets) - self._taken
+
     def keep(self, fresh: FreshKeys) -> None:
         """These come after those that wait."""
         self._waiting.append(fresh)
