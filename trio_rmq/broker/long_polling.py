@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from heapq import heapify, heappop, heappush
 
@@ -186,12 +186,10 @@ class HeldPulls:
         with self.waking(arrived, topic, *queue_ids):
             await arrived.wait()
 
-    def waking(self, event: trio.Event, topic: str, *queue_ids: int) -> AbstractContextManager[None]:
-        """For the block, set `event` when a message arrives in one of the queues, as for `wait_message`."""
-        return self._registered(event, [(topic, queue_id) for queue_id in queue_ids])
-
     @contextmanager
-    def _registered(self, event: trio.Event, keys: list[tuple[str, int]]) -> Iterator[None]:
+    def waking(self, event: trio.Event, topic: str, *queue_ids: int) -> Iterator[None]:
+        """For the block, set `event` when a message arrives in one of the queues, as for `wait_message`."""
+        keys = [(topic, queue_id) for queue_id in queue_ids]
         for key in keys:
             self._waiters.setdefault(key, {})[event] = None
         try:

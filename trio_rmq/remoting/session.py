@@ -378,6 +378,10 @@ class Session(ABC):
         except OSError as error:
             self.close(f"lost while writing: {error}")
             return
+        except Exception as error:
+            logger.error("connection with %s: dropped by an error in the server", self.peer, exc_info=error)
+            self.close()
+            return
         self._outgoing_bytes -= sent
         if sent:
             self.last_activity = trio.current_time()

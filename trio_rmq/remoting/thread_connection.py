@@ -2,7 +2,8 @@
 
 Whoever sends one message after another only waits for answers, and a loop in another thread makes that wait longer:
 there and back are two switches of threads.  Here the thread that asks writes and reads itself.  TCP without TLS only.
-Invariant: a connection on which anything but the answer came, or no answer in time, is closed; so nothing old is read.
+Invariants: a connection without its answer in time is closed; an answer is known by its opaque, and what else comes is
+passed over.
 """
 
 from __future__ import annotations
