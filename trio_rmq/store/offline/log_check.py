@@ -42,8 +42,11 @@ _SEARCH_BLOCK_BYTES = 1024 * 1024
 _MAGICS = tuple(bytes.fromhex(text) for text in ("DAA320A7", "DAA320AB", "CBD43194"))
 _MAGIC_AT = 4
 _PORT_MAX = 65_535
-_WAITING_TOPICS = frozenset({"RMQ_SYS_TRANS_HALF_TOPIC", DELAY_TOPIC, TIMER_TOPIC})
-"""Of records whose copies, stored when their waiting is over, name them."""
+_HALF_TOPIC = "RMQ_SYS_TRANS_HALF_TOPIC"
+_LATER_TOPICS = frozenset({DELAY_TOPIC, TIMER_TOPIC})
+"""Of records whose copies, stored when their time has come, name them."""
+_PUT_AWAY_TOPICS = frozenset({_HALF_TOPIC, "TRANS_CHECK_MAX_TIME_TOPIC"})
+"""Of halves that are asked about again, or were in vain: these may name their old place without ending it."""
 TEN_YEARS_MS = 10 * 365 * 24 * 3_600_000
 KNOWN_SYS_FLAGS = 0x7FF
 """The bits of sysFlag that 4.9 or 5.x give a meaning."""
@@ -290,10 +293,15 @@ class LogCheck:
         """Store time of the last record, in ms; 0 without records."""
         return self._last_time_ms
 
-    def _is_waiting(self, physical_offset: int) -> bool:
-        """Whether a half, delayed or timer message stands there, or did before its file was deleted."""
+    def _is_waiting(self, physical_offset: int, record: StoredMessage) -> bool:
+        """Whether what `record` may name stands there, or did before its file was deleted.
+
+        That is a half message, for one that ends it or is it put elsewhere, or one that waited for its time.
+        """
+        if not 0 <= physical_offset < record.physical_offset:
+            return False
         if physical_offset < self._files.start:
-            return physical_offset >= 0
+            return True
         start = self._files.locate(physical_offset)
         if start is None:
             return False
@@ -305,7 +313,10 @@ class LogCheck:
             waiting = decode_record(self._files.read(physical_offset, size))
         except ProtocolError:
             return self.is_damaged(physical_offset)
-        return waiting.topic in _WAITING_TOPICS and waiting.physical_offset == physical_offset
+        if waiting.physical_offset != physical_offset:
+            return False
+        ends = transaction_type(record.sys_flag) == TRANSACTION_COMMIT or record.topic in _PUT_AWAY_TOPICS
+        return waiting.topic in _LATER_TOPICS or (ends and waiting.topic == _HALF_TOPIC)
 
     def _judge_hosts(self) -> None:
         if len(self._hosts) == 3:
@@ -328,7 +339,7 @@ def _all_places(block: bytes, magic: bytes) -> Iterator[int]:
         at = block.find(magic, at + 1)
 
 
-def _impossible(record: StoredMessage, is_waiting: Callable[[int], bool]) -> Iterator[str]:
+def _impossible(record: StoredMessage, is_waiting: Callable[[int, StoredMessage], bool]) -> Iterator[str]:
     """What no broker writes: one sentence each."""
     for name, (address, port) in (("born", record.born_host), ("store", record.store_host)):
         if not 0 <= port <= _PORT_MAX:
@@ -341,10 +352,10 @@ def _impossible(record: StoredMessage, is_waiting: Callable[[int], bool]) -> Ite
         yield f"its sysFlag {record.sys_flag:#x} says that it stands in no queue, but it has queue offset there"
     waiting_at = record.prepared_transaction_offset
     if transaction_type(record.sys_flag) == TRANSACTION_COMMIT:
-        if waiting_at >= record.physical_offset or not is_waiting(waiting_at):
+        if not is_waiting(waiting_at, record):
             yield f"it is a committed message, but no half or delayed message stands at {waiting_at}"
-    elif waiting_at and not is_waiting(waiting_at):  # one that was checked in vain is put away with its old place
-        yield f"it names a half or delayed message at {waiting_at}, where none stands"
+    elif waiting_at and not is_waiting(waiting_at, record):
+        yield f"it names a half or delayed message at {waiting_at}, where none stands that it may name"
     properties = record.properties
     if properties:
         try:
