@@ -196,6 +196,18 @@ async def test_units_lost_by_a_crash_cost_no_older_ones(place: Place, lost: int)
 
 
 @pytest.mark.trio
+async def test_an_address_torn_by_a_kill_costs_no_older_unit(place: Place) -> None:
+    """Of the last entry only the address's first byte was written: it leads to the first unit, others are behind it."""
+    async with place.open(**EXT) as store:
+        with_maps(store)
+        stored(store.append([new_message(b"%d" % number, tags="a") for number in range(10)]))
+    place.write("consumequeue/T/0/00000000000000000000", struct.pack(">q", -(2**63)), 9 * 20 + 12)
+    place.crash(marked=True)
+    async with place.open(**EXT) as store:
+        assert maps_of(store)[:9] == [b"T|TAGS\x01a"] * 9
+
+
+@pytest.mark.trio
 async def test_off_and_on_again(place: Place) -> None:
     """What has units keeps them; what came without is filtered by its tags code."""
     sizes = {"mapped_file_size_consume_queue_ext": 4096}

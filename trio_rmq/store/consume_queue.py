@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from trio_rmq.errors import StoreError
-from trio_rmq.store.consume_queue_ext import ConsumeQueueExt
+from trio_rmq.store.consume_queue_ext import ConsumeQueueExt, is_address
 from trio_rmq.store.log_files import LogFiles
 from trio_rmq.wire.record import RECORD_SIZE_MIN_BYTES, encode_topic
 
@@ -234,8 +234,11 @@ class ConsumeQueue:
         self.uncounted_bytes = 0
         self._min_for_physical = -1
         if self.ext is not None:
-            last = self.entry(end - 1)
-            self.ext.settle(None if last is None else last[2])
+            last, before = self.entry(end - 1), self.entry(end - 2)
+            code = None if last is None else last[2]
+            if code is not None and before is not None and is_address(code) and is_address(before[2]):
+                code = max(code, before[2])  # a crash tore the last entry in its address where that does not rise
+            self.ext.settle(code)
 
     def _append_file(self, start: int, first_position: int) -> None:
         if self.files.starts and start != self.files.end:
